@@ -1,0 +1,73 @@
+#include "api/select.h"
+
+#include "api/status.h"
+
+namespace sage {
+
+static char const* name(QkFormat x) {
+  switch (x) {
+    case QkFormat::kInt8: return "int8";
+    case QkFormat::kInt4: return "int4";
+    case QkFormat::kInt16: return "int16";
+    case QkFormat::kNvfp4: return "nvfp4";
+  }
+  return "unknown";
+}
+
+static char const* name(PvFormat x) {
+  switch (x) {
+    case PvFormat::kFp16: return "fp16";
+    case PvFormat::kInt8: return "int8";
+    case PvFormat::kInt16: return "int16";
+    case PvFormat::kFp8E4m3: return "fp8_e4m3";
+    case PvFormat::kNvfp4: return "nvfp4";
+  }
+  return "unknown";
+}
+
+static long long ll(int64_t x) { return x; }
+
+Status validate(AttnDesc const& d) {
+  SAGE_REQUIRE(d.dtype == DType::kFloat32 || d.dtype == DType::kFloat16 || d.dtype == DType::kBFloat16,
+               "dtype must be float32, float16 or bfloat16, got bool");
+  SAGE_REQUIRE(d.batch >= 0, "batch must be >= 0, got %d", d.batch);
+  SAGE_REQUIRE(d.num_heads_q >= 1, "num_heads_q must be >= 1, got %d", d.num_heads_q);
+  SAGE_REQUIRE(d.num_heads_kv >= 1 && d.num_heads_q % d.num_heads_kv == 0,
+               "num_heads_kv must divide num_heads_q = %d, got %d", d.num_heads_q, d.num_heads_kv);
+  SAGE_REQUIRE(d.head_dim >= 1 && d.head_dim <= 256, "head_dim must be in 1..256, got %d", d.head_dim);
+  SAGE_REQUIRE(d.seqlen_q >= 0, "seqlen_q must be >= 0, got %lld", ll(d.seqlen_q));
+  SAGE_REQUIRE(d.seqlen_k >= 0, "seqlen_k must be >= 0, got %lld", ll(d.seqlen_k));
+  SAGE_REQUIRE(!d.varlen || d.total_q >= 0, "total_q must be >= 0, got %lld", ll(d.total_q));
+  SAGE_REQUIRE(!d.varlen || d.total_k >= 0, "total_k must be >= 0, got %lld", ll(d.total_k));
+  SAGE_REQUIRE(d.window_left >= -1, "window_left must be >= 0, or -1 for none, got %lld", ll(d.window_left));
+  SAGE_REQUIRE(d.window_right >= -1, "window_right must be >= 0, or -1 for none, got %lld", ll(d.window_right));
+  SAGE_REQUIRE(d.num_threads >= 1, "num_threads must be >= 1, got %d", d.num_threads);
+  return {};
+}
+
+Status select_cpu(AttnDesc const& d, cpu::ForwardKernel const** kernel) {
+  CpuIsa const isa = d.cpu_isa == CpuIsa::kAuto ? best_cpu_isa() : d.cpu_isa;
+  cpu::ForwardKernel const* const kernels = cpu::forward_kernels(isa);
+  SAGE_SUPPORT(kernels, "cpu_isa %s is not in this build", cpu::isa_name(isa));
+  SAGE_SUPPORT(cpu_isa_available(isa), "cpu_isa %s cannot run on this CPU; the best that can is %s", cpu::isa_name(isa),
+               cpu::isa_name(best_cpu_isa()));
+  Recipe const& r = d.recipe;
+  for (int i = 0; i < cpu::kKernelsPerIsa; ++i) {
+    cpu::ForwardKernel const& candidate = kernels[i];
+    if (candidate.qk != r.qk || candidate.pv != r.pv) continue;
+    SAGE_SUPPORT(r.qk_granularity == QkGranularity::kToken, "the CPU kernels serve recipe field qk_granularity token only");
+    SAGE_SUPPORT(r.pv_accum == PvAccum::kInt32, "the CPU kernels serve recipe field pv_accum int32 only");
+    SAGE_SUPPORT(r.block_k == candidate.block_k && r.p_max == candidate.p_max && r.v_max == candidate.v_max,
+                 "the CPU kernel for qk %s, pv %s serves block_k %d, p_max %g, v_max %g only, got %d, %g, %g", name(r.qk),
+                 name(r.pv), candidate.block_k, candidate.p_max, candidate.v_max, r.block_k, r.p_max, r.v_max);
+    SAGE_SUPPORT(!r.v_per_block, "the CPU kernels serve recipe field v_granularity channel only");
+    SAGE_SUPPORT(!r.smooth_q && !r.smooth_v, "the CPU kernels smooth K only, got smooth_q %d, smooth_v %d", r.smooth_q, r.smooth_v);
+    *kernel = &candidate;
+    return {};
+  }
+  return make_status(StatusCode::kUnsupported,
+                     "no CPU kernel for qk %s with pv %s; there are int8 with int8, int8 with int16, int16 with int16", name(r.qk),
+                     name(r.pv));
+}
+
+}  // namespace sage

@@ -1,0 +1,19 @@
+// Building the Status of a failed check: the field, what it got, what is allowed.
+#pragma once
+#include "sage/types.h"
+
+namespace sage {
+
+__attribute__((format(printf, 2, 3))) Status make_status(StatusCode code, char const* format, ...);
+
+#define SAGE_REQUIRE(condition, ...) \
+  do {                               \
+    if (!(condition)) return ::sage::make_status(::sage::StatusCode::kInvalidArgument, __VA_ARGS__); \
+  } while (0)
+
+#define SAGE_SUPPORT(condition, ...) \
+  do {                               \
+    if (!(condition)) return ::sage::make_status(::sage::StatusCode::kUnsupported, __VA_ARGS__); \
+  } while (0)
+
+}  // namespace sage

@@ -1,0 +1,91 @@
+// Quantized attention: out = softmax(softmax_scale * q k^T + mask) v, with both matmuls in low precision.
+//
+// Three calls: describe the problem, create a plan (host only, microseconds), run it. `run` enqueues and returns: it
+// allocates nothing, synchronises nothing and never changes the current device.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "sage/recipe.h"
+#include "sage/types.h"
+
+namespace sage {
+
+// Instruction sets of the CPU kernels, best first. kAuto takes the best one that this CPU and its system support.
+enum class CpuIsa : int32_t { kAuto, kAvx512Vnni, kAvxVnni, kAvx2, kPortable };
+
+// Everything that selects code or sizes memory. Trivially copyable.
+struct AttnDesc {
+  Device device;
+  DType dtype = DType::kBFloat16;  // of q, k, v and out
+  Recipe recipe;
+
+  int32_t batch = 0;  // number of sequences
+  int32_t num_heads_q = 0, num_heads_kv = 0;  // num_heads_q is a multiple of num_heads_kv
+  int32_t head_dim = 0;
+  int64_t seqlen_q = 0, seqlen_k = 0;  // with varlen: the longest sequence
+  bool varlen = false;                 // q is packed (total_q, heads, head_dim), k and v (total_k, heads, head_dim)
+  int64_t total_q = 0, total_k = 0;    // only with varlen
+
+  // Query i sees key j if j - i <= seqlen_k - seqlen_q (causal) and, in the same bottom-right aligned coordinates,
+  // -window_left <= j - i - (seqlen_k - seqlen_q) <= window_right; -1 leaves a side open. Lengths are the true ones:
+  // of the sequence with varlen, seqused_k[b] where that is given.
+  bool causal = false;
+  int64_t window_left = -1, window_right = -1;
+
+  int32_t num_threads = 1;          // CPU: the most threads to use
+  CpuIsa cpu_isa = CpuIsa::kAuto;   // CPU: force an instruction set (for tests and comparisons)
+};
+
+// Added to the scores (float dtypes, in natural-log units; -inf hides a key) or, as kBool, true where a key is seen.
+// Shape (batch, num_heads_q, seqlen_q, seqlen_k); a broadcast dimension has stride 0. Strides count elements.
+struct MaskView {
+  void const* data = nullptr;
+  DType dtype = DType::kBool;
+  int64_t stride_batch = 0, stride_head = 0, stride_q = 0, stride_k = 0;
+};
+
+// Everything that changes per call. All pointers are on the plan's device.
+struct AttnArgs {
+  TensorView q, k, v, out;        // out may not overlap the inputs
+  float* lse = nullptr;           // optional float32: (batch, num_heads_q, seqlen_q), with varlen (num_heads_q, total_q)
+  float softmax_scale = 0.f;
+  MaskView mask;                  // optional; not with varlen
+  int32_t const* cu_seqlens_q = nullptr;  // varlen: batch + 1 ascending offsets, the first 0, the last total_q
+  int32_t const* cu_seqlens_k = nullptr;  // likewise, the last total_k
+  int32_t const* seqused_k = nullptr;     // optional (batch): only the first seqused_k[b] keys of sequence b exist
+};
+
+// A query that sees no key gives out = 0 and lse = -inf. Non-finite values propagate: a row of q to its output row, a
+// value of v to its channel, a value of k to every query of that head.
+class SAGE_API AttnPlan {
+ public:
+  // Fails with kInvalidArgument or kUnsupported and the reason; `plan` is then left unusable.
+  static Status create(AttnDesc const& desc, AttnPlan* plan);
+
+  // Scratch that `run` needs, from the descriptor alone; 64-byte alignment is enough.
+  size_t workspace_bytes() const { return workspace_bytes_; }
+
+  // On the CPU the work is done when this returns; `stream` must then be nullptr.
+  Status run(AttnArgs const& args, void* workspace, Stream stream) const;
+
+  // The kernel that runs, for logs, tests and benchmarks: "cpu_int8_int16_avx512_vnni".
+  char const* kernel_name() const { return kernel_name_; }
+
+  AttnDesc const& desc() const { return desc_; }
+
+ private:
+  AttnDesc desc_;
+  void const* entry_ = nullptr;
+  size_t workspace_bytes_ = 0;
+  char const* kernel_name_ = "";
+};
+
+// Whether a plan could be created, and if not why.
+SAGE_API Status is_supported(AttnDesc const& desc);
+
+// The instruction set that kAuto means on this machine, and whether this machine can run a given one.
+SAGE_API CpuIsa best_cpu_isa();
+SAGE_API bool cpu_isa_available(CpuIsa isa);
+
+}  // namespace sage

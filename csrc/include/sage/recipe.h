@@ -1,0 +1,33 @@
+// A recipe names how the two matmuls of attention are quantized. Python's `sage.Recipe` carries the same fields.
+#pragma once
+#include <cstdint>
+
+namespace sage {
+
+// Operands of S = Q K^T.
+enum class QkFormat : int32_t { kInt8, kInt4, kInt16, kNvfp4 };
+
+// What shares one scale in Q and in K: a row; the rows one tensor-core thread owns (SageAttention2, section 3.2);
+// the rows of a warp; the rows of a tile; 16 consecutive channels of a row (NVFP4).
+enum class QkGranularity : int32_t { kToken, kThread, kWarp, kBlock, k1x16 };
+
+// Operands of O = P V. kFp16 keeps V in its own 16-bit format. kInt8 is u8 P with s8 V.
+enum class PvFormat : int32_t { kFp16, kInt8, kInt16, kFp8E4m3, kNvfp4 };
+
+// The inner accumulator, or inner + outer when a second accumulator is folded into every block_k keys.
+enum class PvAccum : int32_t { kFp32, kFp16, kFp16Fp32, kFp32Fp32, kInt32 };
+
+struct Recipe {
+  QkFormat qk = QkFormat::kInt8;
+  QkGranularity qk_granularity = QkGranularity::kToken;
+  PvFormat pv = PvFormat::kInt16;
+  PvAccum pv_accum = PvAccum::kInt32;
+  int32_t block_k = 128;  // keys per online-softmax step; integer P has one scale per row and step
+  float p_max = 8191.f;   // the quantized value that the largest probability of a step (kInt*) or row (else) maps to
+  float v_max = 2047.f;   // the quantized value that the largest |v| of a scale group maps to; 0: V is not scaled
+  bool v_per_block = false;  // V scales per block_k keys instead of per channel
+  bool p_two_level = false;  // NVFP4: P is scaled to p_max before its 1x16 blocks are (SageAttention3, section 3.2)
+  bool smooth_q = false, smooth_k = true, smooth_v = false;  // subtract the mean before rounding, exactly undone
+};
+
+}  // namespace sage

@@ -1,0 +1,153 @@
+"""Recipes: how the two matmuls of attention are quantized.
+
+A preset carries the name of the paper's method; its fields stay visible and can be changed with `Recipe.replace`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from dataclasses import dataclass
+
+_ALLOWED = {
+    "qk": ("int8", "int4", "int16", "nvfp4"),
+    "qk_granularity": ("token", "thread", "warp", "block", "1x16"),
+    "pv": ("fp16", "int8", "int16", "fp8_e4m3", "nvfp4"),
+    "pv_accum": ("fp32", "fp16", "fp16+fp32", "fp32+fp32", "int32"),
+    "v_granularity": ("channel", "block"),
+    "dp": ("fp16", "int8"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to quantize attention. Hashable; equal recipes compute the same thing.
+
+    Attributes:
+        name: the preset this recipe started from.
+        qk: operands of Q K^T: "int8", "int4", "int16" (Q 13 bit, K 12 bit) or "nvfp4" (e2m1 with ue4m3 scales).
+        qk_granularity: what shares one scale: a row ("token"), the rows of one tensor-core thread ("thread",
+            SageAttention2 section 3.2), the rows of a warp ("warp", K per block), a tile ("block"), or 16 channels
+            of a row ("1x16", NVFP4).
+        pv: operands of P V: "fp16" (V's own 16-bit format, so bf16 for bf16 V), "int8" (unsigned P, signed V; signed P
+            in sagebwd, where p_max is 127), "int16", "fp8_e4m3" or "nvfp4".
+        pv_accum: accumulator of P V; "a+b" accumulates block_k keys in `a` and folds into `b`.
+        block_q: query rows per tile: what "block" and "warp" scales and the smoothing of Q refer to.
+        block_k: keys per online-softmax step; integer P has one scale per row and step.
+        p_max: what the largest probability maps to: of the row and step for integer P, of the row so far otherwise.
+        v_max: what the largest |v| of a scale group maps to; 0 where V is not scaled.
+        v_granularity: scale V per "channel" over the sequence, or one scale per "block" of block_k keys.
+        p_two_level: scale P to p_max before it is cut into 1x16 blocks (SageAttention3 section 3.2).
+        smooth_q: subtract the mean of each block_q rows of Q; its product with K is added back to the scores.
+        smooth_k: subtract the mean of K over the sequence; softmax does not see it, and the LSE is corrected for it.
+        smooth_v: subtract the mean of V over the sequence and add it back to the output.
+        dp: operands of dO V^T in the backward pass (SageBwd keeps them in 16 bits).
+    """
+
+    name: str
+    qk: str
+    qk_granularity: str
+    pv: str
+    pv_accum: str
+    block_q: int = 128
+    block_k: int = 64
+    p_max: float = 1.0
+    v_max: float = 0.0
+    v_granularity: str = "channel"
+    p_two_level: bool = False
+    smooth_q: bool = False
+    smooth_k: bool = True
+    smooth_v: bool = False
+    dp: str = "fp16"
+
+    def __post_init__(self) -> None:
+        for field, allowed in _ALLOWED.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"recipe field {field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}")
+        for field in ("block_q", "block_k"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value <= 0 or value % 16:
+                raise ValueError(f"recipe field {field} must be a positive multiple of 16, got {value!r}")
+        for field in ("p_two_level", "smooth_q", "smooth_k", "smooth_v"):
+            if not isinstance(getattr(self, field), bool):
+                raise ValueError(f"recipe field {field} must be True or False, got {getattr(self, field)!r}")
+        for field in ("p_max", "v_max"):
+            value = getattr(self, field)
+            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise ValueError(f"recipe field {field} must be a finite number >= 0, got {value!r}")
+            object.__setattr__(self, field, float(value))
+        if (self.qk == "nvfp4") != (self.qk_granularity == "1x16"):
+            raise ValueError(f"recipe field qk_granularity '1x16' goes with qk 'nvfp4', got {self.qk_granularity!r} with {self.qk!r}")
+        if (self.pv in ("int8", "int16")) != (self.pv_accum == "int32"):
+            raise ValueError(f"recipe field pv_accum 'int32' goes with an integer pv, got {self.pv_accum!r} with {self.pv!r}")
+        if self.p_max == 0:
+            raise ValueError("recipe field p_max must be > 0, got 0")
+        if self.v_max == 0 and self.pv not in ("fp16", "nvfp4"):
+            raise ValueError(f"recipe field v_max must be > 0 for pv {self.pv!r}, got 0")
+        if self.p_two_level and self.pv != "nvfp4":
+            raise ValueError(f"recipe field p_two_level goes with pv 'nvfp4', got {self.pv!r}")
+
+    def replace(self, **fields) -> Recipe:
+        """A copy with some fields changed."""
+        unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(self)})
+        if unknown:
+            raise TypeError(f"Recipe has no field {', '.join(map(repr, unknown))}")
+        return dataclasses.replace(self, **fields)
+
+    @staticmethod
+    def parse(text: str) -> Recipe:
+        """A recipe from its text: a preset's name, with changed fields in parentheses: "sage2(p_max=256, smooth_v=True)"."""
+        return _parse(text)
+
+    def __str__(self) -> str:
+        """The shortest text that `parse` reads back to this recipe."""
+        base = PRESETS[self.name]
+        changed = [f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self) if getattr(self, f.name) != getattr(base, f.name)]
+        return f"{self.name}({', '.join(changed)})" if changed else self.name
+
+
+def _presets() -> dict[str, Recipe]:
+    sage1 = Recipe("sage1", qk="int8", qk_granularity="thread", pv="fp16", pv_accum="fp32")
+    sage2 = Recipe("sage2", qk="int8", qk_granularity="thread", pv="fp8_e4m3", pv_accum="fp32+fp32", p_max=448, v_max=448)
+    cpu = Recipe("int16", qk="int16", qk_granularity="token", pv="int16", pv_accum="int32", block_k=128, p_max=8191, v_max=2047)
+    recipes = [
+        sage1,
+        sage1.replace(name="sage1_int8", pv="int8", pv_accum="int32", p_max=255, v_max=127),
+        sage2,
+        # Largest sum of 64 products in fp16: 64 * 448 * 2.25 = 64512 < 65504 (SageAttention2++, section 3).
+        sage2.replace(name="sage2pp", pv_accum="fp16+fp32", v_max=2.25),
+        sage2.replace(name="sage2_int4", qk="int4", smooth_q=True),
+        # 2688 = 448 * 6: the largest ue4m3 scale times the largest e2m1 value.
+        Recipe("sage3", qk="nvfp4", qk_granularity="1x16", pv="nvfp4", pv_accum="fp32", block_k=128, p_max=2688,
+               p_two_level=True, smooth_q=True),
+        Recipe("sagebwd", qk="int8", qk_granularity="block", pv="int8", pv_accum="int32", p_max=127, v_max=127, v_granularity="block"),
+        # What the CPU kernels compute. 8191 = 2^20 / 128 - 1 keeps a step's sum of P V below 2^31 even for constant V.
+        cpu,
+        cpu.replace(name="sage1@cpu", qk="int8"),
+        cpu.replace(name="sage1_int8@cpu", qk="int8", pv="int8", block_k=256, p_max=255, v_max=127),
+    ]
+    return {recipe.name: recipe for recipe in recipes}
+
+
+PRESETS: dict[str, Recipe] = _presets()
+"""Every preset by name. "<name>@cpu" is what `<name>` means to the CPU kernels, which have no 16-bit floating matmul."""
+
+
+@functools.lru_cache(maxsize=256)
+def _parse(text: str) -> Recipe:
+    match = re.fullmatch(r"\s*([\w@]+)\s*(?:\((.*)\))?\s*", text)
+    if not match or match[1] not in PRESETS:
+        raise ValueError(f"recipe must be one of auto, {', '.join(PRESETS)} (fields may follow in parentheses), got {text!r}")
+    recipe = PRESETS[match[1]]
+    types = {f.name: f.type for f in dataclasses.fields(Recipe)}
+    fields = {}
+    for item in filter(None, (part.strip() for part in (match[2] or "").split(","))):
+        name, separator, value = (part.strip() for part in item.partition("="))
+        if not separator or name not in types or name == "name":
+            raise ValueError(f"recipe {text!r}: expected field=value with a field of sage.Recipe, got {item!r}")
+        try:
+            fields[name] = {"bool": lambda v: {"True": True, "False": False}[v], "int": int, "float": float, "str": str}[types[name]](value)
+        except (KeyError, ValueError):
+            raise ValueError(f"recipe {text!r}: field {name} must be a {types[name]}, got {value!r}") from None
+    return recipe.replace(**fields)
