@@ -61,16 +61,16 @@ static Status check_lengths(AttnDesc const& d, AttnArgs const& a) {
     for (int32_t b = 0; b < d.batch; ++b) {
       int64_t const length = int64_t{p.cu_seqlens[b + 1]} - p.cu_seqlens[b];
       SAGE_REQUIRE(length >= 0, "%s must not descend, got %d after %d", p.name, p.cu_seqlens[b + 1], p.cu_seqlens[b]);
-      SAGE_REQUIRE(length <= p.seqlen, "%s: sequence %d has length %lld, more than %s = %lld", p.name, b, (long long)length,
-                   p.seqlen_name, (long long)p.seqlen);
+      SAGE_REQUIRE(length <= p.seqlen, "%s: sequence %d has length %lld, more than %s = %lld", p.name, b,
+                   (long long)length, p.seqlen_name, (long long)p.seqlen);
     }
-    SAGE_REQUIRE(p.cu_seqlens[d.batch] == p.total, "%s must end at %s = %lld, got %d", p.name, p.total_name, (long long)p.total,
-                 p.cu_seqlens[d.batch]);
+    SAGE_REQUIRE(p.cu_seqlens[d.batch] == p.total, "%s must end at %s = %lld, got %d", p.name, p.total_name,
+                 (long long)p.total, p.cu_seqlens[d.batch]);
   }
   for (int32_t b = 0; a.seqused_k && b < d.batch; ++b) {
     int64_t const length = d.varlen ? a.cu_seqlens_k[b + 1] - a.cu_seqlens_k[b] : d.seqlen_k;
-    SAGE_REQUIRE(a.seqused_k[b] >= 0 && a.seqused_k[b] <= length, "seqused_k[%d] must be in 0..%lld, got %d", b, (long long)length,
-                 a.seqused_k[b]);
+    SAGE_REQUIRE(a.seqused_k[b] >= 0 && a.seqused_k[b] <= length, "seqused_k[%d] must be in 0..%lld, got %d", b,
+                 (long long)length, a.seqused_k[b]);
   }
   return {};
 }

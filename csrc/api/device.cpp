@@ -36,7 +36,8 @@ Status cuda_device(int32_t index, CudaDevice* device) {
 #else
 
 static Status no_cuda() {
-  return make_status(StatusCode::kUnsupported, "this build has no CUDA (no nvcc was found, or it was configured with SAGE_CUDA=OFF)");
+  return make_status(StatusCode::kUnsupported,
+                     "this build has no CUDA (no nvcc was found, or it was configured with SAGE_CUDA=OFF)");
 }
 
 Status cuda_device_count(int32_t*) { return no_cuda(); }

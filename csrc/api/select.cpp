@@ -55,19 +55,22 @@ Status select_cpu(AttnDesc const& d, cpu::ForwardKernel const** kernel) {
   for (int i = 0; i < cpu::kKernelsPerIsa; ++i) {
     cpu::ForwardKernel const& candidate = kernels[i];
     if (candidate.qk != r.qk || candidate.pv != r.pv) continue;
-    SAGE_SUPPORT(r.qk_granularity == QkGranularity::kToken, "the CPU kernels serve recipe field qk_granularity token only");
+    SAGE_SUPPORT(r.qk_granularity == QkGranularity::kToken,
+                 "the CPU kernels serve recipe field qk_granularity token only");
     SAGE_SUPPORT(r.pv_accum == PvAccum::kInt32, "the CPU kernels serve recipe field pv_accum int32 only");
     SAGE_SUPPORT(r.block_k == candidate.block_k && r.p_max == candidate.p_max && r.v_max == candidate.v_max,
-                 "the CPU kernel for qk %s, pv %s serves block_k %d, p_max %g, v_max %g only, got %d, %g, %g", name(r.qk),
-                 name(r.pv), candidate.block_k, candidate.p_max, candidate.v_max, r.block_k, r.p_max, r.v_max);
+                 "the CPU kernel for qk %s, pv %s serves block_k %d, p_max %g, v_max %g only, got %d, %g, %g",
+                 name(r.qk), name(r.pv), candidate.block_k, candidate.p_max, candidate.v_max, r.block_k, r.p_max,
+                 r.v_max);
     SAGE_SUPPORT(!r.v_per_block, "the CPU kernels serve recipe field v_granularity channel only");
-    SAGE_SUPPORT(!r.smooth_q && !r.smooth_v, "the CPU kernels smooth K only, got smooth_q %d, smooth_v %d", r.smooth_q, r.smooth_v);
+    SAGE_SUPPORT(!r.smooth_q && !r.smooth_v, "the CPU kernels smooth K only, got smooth_q %d, smooth_v %d", r.smooth_q,
+                 r.smooth_v);
     *kernel = &candidate;
     return {};
   }
   return make_status(StatusCode::kUnsupported,
-                     "no CPU kernel for qk %s with pv %s; there are int8 with int8, int8 with int16, int16 with int16", name(r.qk),
-                     name(r.pv));
+                     "no CPU kernel for qk %s with pv %s; there are int8 with int8, int8 with int16, int16 with int16",
+                     name(r.qk), name(r.pv));
 }
 
 }  // namespace sage

@@ -7,12 +7,12 @@ namespace sage {
 __attribute__((format(printf, 2, 3))) Status make_status(StatusCode code, char const* format, ...);
 
 #define SAGE_REQUIRE(condition, ...) \
-  do {                               \
+  do { \
     if (!(condition)) return ::sage::make_status(::sage::StatusCode::kInvalidArgument, __VA_ARGS__); \
   } while (0)
 
 #define SAGE_SUPPORT(condition, ...) \
-  do {                               \
+  do { \
     if (!(condition)) return ::sage::make_status(::sage::StatusCode::kUnsupported, __VA_ARGS__); \
   } while (0)
 

@@ -33,30 +33,47 @@ static T parse(char const* field, std::string const& value, Names<T> names) {
 }
 
 static DType parse_dtype(char const* field, std::string const& value) {
-  return parse<DType>(field, value, {{"float32", DType::kFloat32}, {"float16", DType::kFloat16}, {"bfloat16", DType::kBFloat16}, {"bool", DType::kBool}});
+  return parse<DType>(field, value,
+                      {{"float32", DType::kFloat32},
+                       {"float16", DType::kFloat16},
+                       {"bfloat16", DType::kBFloat16},
+                       {"bool", DType::kBool}});
 }
 
 static CpuIsa parse_isa(std::string const& value) {
   return parse<CpuIsa>("cpu_isa", value,
-                       {{"auto", CpuIsa::kAuto}, {"avx512_vnni", CpuIsa::kAvx512Vnni}, {"avx_vnni", CpuIsa::kAvxVnni},
-                        {"avx2", CpuIsa::kAvx2}, {"portable", CpuIsa::kPortable}});
+                       {{"auto", CpuIsa::kAuto},
+                        {"avx512_vnni", CpuIsa::kAvx512Vnni},
+                        {"avx_vnni", CpuIsa::kAvxVnni},
+                        {"avx2", CpuIsa::kAvx2},
+                        {"portable", CpuIsa::kPortable}});
 }
 
 // From a Python sage.Recipe.
 static Recipe parse_recipe(py::object const& object) {
   auto const text = [&](char const* field) { return object.attr(field).cast<std::string>(); };
   Recipe recipe;
-  recipe.qk = parse<QkFormat>("qk", text("qk"),
-                              {{"int8", QkFormat::kInt8}, {"int4", QkFormat::kInt4}, {"int16", QkFormat::kInt16}, {"nvfp4", QkFormat::kNvfp4}});
+  recipe.qk = parse<QkFormat>(
+      "qk", text("qk"),
+      {{"int8", QkFormat::kInt8}, {"int4", QkFormat::kInt4}, {"int16", QkFormat::kInt16}, {"nvfp4", QkFormat::kNvfp4}});
   recipe.qk_granularity = parse<QkGranularity>("qk_granularity", text("qk_granularity"),
-                                               {{"token", QkGranularity::kToken}, {"thread", QkGranularity::kThread},
-                                                {"warp", QkGranularity::kWarp}, {"block", QkGranularity::kBlock}, {"1x16", QkGranularity::k1x16}});
+                                               {{"token", QkGranularity::kToken},
+                                                {"thread", QkGranularity::kThread},
+                                                {"warp", QkGranularity::kWarp},
+                                                {"block", QkGranularity::kBlock},
+                                                {"1x16", QkGranularity::k1x16}});
   recipe.pv = parse<PvFormat>("pv", text("pv"),
-                              {{"fp16", PvFormat::kFp16}, {"int8", PvFormat::kInt8}, {"int16", PvFormat::kInt16},
-                               {"fp8_e4m3", PvFormat::kFp8E4m3}, {"nvfp4", PvFormat::kNvfp4}});
+                              {{"fp16", PvFormat::kFp16},
+                               {"int8", PvFormat::kInt8},
+                               {"int16", PvFormat::kInt16},
+                               {"fp8_e4m3", PvFormat::kFp8E4m3},
+                               {"nvfp4", PvFormat::kNvfp4}});
   recipe.pv_accum = parse<PvAccum>("pv_accum", text("pv_accum"),
-                                   {{"fp32", PvAccum::kFp32}, {"fp16", PvAccum::kFp16}, {"fp16+fp32", PvAccum::kFp16Fp32},
-                                    {"fp32+fp32", PvAccum::kFp32Fp32}, {"int32", PvAccum::kInt32}});
+                                   {{"fp32", PvAccum::kFp32},
+                                    {"fp16", PvAccum::kFp16},
+                                    {"fp16+fp32", PvAccum::kFp16Fp32},
+                                    {"fp32+fp32", PvAccum::kFp32Fp32},
+                                    {"int32", PvAccum::kInt32}});
   recipe.block_k = object.attr("block_k").cast<int32_t>();
   recipe.p_max = object.attr("p_max").cast<float>();
   recipe.v_max = object.attr("v_max").cast<float>();
@@ -72,13 +89,16 @@ static void raise(Status const& status) {
   switch (status.code) {
     case StatusCode::kOk: return;
     case StatusCode::kInvalidArgument: throw py::value_error(status.message);
-    case StatusCode::kUnsupported: PyErr_SetString(PyExc_NotImplementedError, status.message); throw py::error_already_set();
+    case StatusCode::kUnsupported:
+      PyErr_SetString(PyExc_NotImplementedError, status.message);
+      throw py::error_already_set();
     case StatusCode::kRuntime: throw std::runtime_error(status.message);
   }
 }
 
 using View = std::array<int64_t, 4>;  // pointer, strides of batch, head, seq
-using Mask = std::tuple<intptr_t, std::string, int64_t, int64_t, int64_t, int64_t>;  // pointer, dtype, strides of batch, head, q, k
+using Mask = std::tuple<intptr_t, std::string, int64_t, int64_t, int64_t,
+                        int64_t>;  // pointer, dtype, strides of batch, head, q, k
 
 template <class T>
 static T* pointer(intptr_t address) {
@@ -87,12 +107,14 @@ static T* pointer(intptr_t address) {
 
 static TensorView view(View const& v) { return {pointer<void>(v[0]), v[1], v[2], v[3]}; }
 
-static AttnPlan make_plan(std::string const& device, int32_t device_index, std::string const& dtype, py::object const& recipe, int32_t batch,
-                          int32_t num_heads_q, int32_t num_heads_kv, int32_t head_dim, int64_t seqlen_q, int64_t seqlen_k, bool varlen,
-                          int64_t total_q, int64_t total_k, bool causal, int64_t window_left, int64_t window_right, int32_t num_threads,
+static AttnPlan make_plan(std::string const& device, int32_t device_index, std::string const& dtype,
+                          py::object const& recipe, int32_t batch, int32_t num_heads_q, int32_t num_heads_kv,
+                          int32_t head_dim, int64_t seqlen_q, int64_t seqlen_k, bool varlen, int64_t total_q,
+                          int64_t total_k, bool causal, int64_t window_left, int64_t window_right, int32_t num_threads,
                           std::string const& cpu_isa) {
   AttnDesc desc;
-  desc.device = {parse<DeviceType>("device", device, {{"cpu", DeviceType::kCpu}, {"cuda", DeviceType::kCuda}}), device_index};
+  desc.device = {parse<DeviceType>("device", device, {{"cpu", DeviceType::kCpu}, {"cuda", DeviceType::kCuda}}),
+                 device_index};
   desc.dtype = parse_dtype("dtype", dtype);
   desc.recipe = parse_recipe(recipe);
   desc.batch = batch;
@@ -114,9 +136,9 @@ static AttnPlan make_plan(std::string const& device, int32_t device_index, std::
   return plan;
 }
 
-static void run_plan(AttnPlan const& plan, View const& q, View const& k, View const& v, View const& out, intptr_t lse, float softmax_scale,
-                     std::optional<Mask> const& mask, intptr_t cu_seqlens_q, intptr_t cu_seqlens_k, intptr_t seqused_k, intptr_t workspace,
-                     intptr_t stream) {
+static void run_plan(AttnPlan const& plan, View const& q, View const& k, View const& v, View const& out, intptr_t lse,
+                     float softmax_scale, std::optional<Mask> const& mask, intptr_t cu_seqlens_q, intptr_t cu_seqlens_k,
+                     intptr_t seqused_k, intptr_t workspace, intptr_t stream) {
   AttnArgs args;
   args.q = view(q);
   args.k = view(k);
@@ -141,8 +163,9 @@ static void run_plan(AttnPlan const& plan, View const& q, View const& k, View co
 
 static py::dict build_facts() {
   using namespace py::literals;
-  return py::dict("version"_a = build_info::kVersion, "build_type"_a = build_info::kBuildType, "cxx_compiler"_a = build_info::kCxxCompiler,
-                  "cuda"_a = build_info::kCuda, "cuda_compiler"_a = build_info::kCudaCompiler, "cutlass"_a = build_info::kCutlass);
+  return py::dict("version"_a = build_info::kVersion, "build_type"_a = build_info::kBuildType,
+                  "cxx_compiler"_a = build_info::kCxxCompiler, "cuda"_a = build_info::kCuda,
+                  "cuda_compiler"_a = build_info::kCudaCompiler, "cutlass"_a = build_info::kCutlass);
 }
 
 static py::list cuda_devices() {
@@ -154,9 +177,10 @@ static py::list cuda_devices() {
   for (int32_t index = 0; index < count; ++index) {
     CudaDevice device;
     raise(cuda_device(index, &device));
-    std::string const capability = std::to_string(device.compute_capability_major) + "." + std::to_string(device.compute_capability_minor);
-    devices.append(py::dict("index"_a = index, "name"_a = device.name, "compute_capability"_a = capability, "sm_count"_a = device.sm_count,
-                            "memory_bytes"_a = device.memory_bytes));
+    std::string const capability =
+        std::to_string(device.compute_capability_major) + "." + std::to_string(device.compute_capability_minor);
+    devices.append(py::dict("index"_a = index, "name"_a = device.name, "compute_capability"_a = capability,
+                            "sm_count"_a = device.sm_count, "memory_bytes"_a = device.memory_bytes));
   }
   return devices;
 }
@@ -167,16 +191,21 @@ PYBIND11_MODULE(_C, m) {
   using namespace pybind11::literals;
   m.doc() = "Kernels of sage, without torch: plans and launches on raw pointers.";
   py::class_<sage::AttnPlan>(m, "AttnPlan", "A kernel chosen for one problem; see csrc/include/sage/attention.h.")
-      .def(py::init(&sage::make_plan), py::kw_only(), "device"_a = "cpu", "device_index"_a = 0, "dtype"_a = "bfloat16", "recipe"_a, "batch"_a,
-           "num_heads_q"_a, "num_heads_kv"_a, "head_dim"_a, "seqlen_q"_a, "seqlen_k"_a, "varlen"_a = false, "total_q"_a = 0, "total_k"_a = 0,
-           "causal"_a = false, "window_left"_a = -1, "window_right"_a = -1, "num_threads"_a = 1, "cpu_isa"_a = "auto")
+      .def(py::init(&sage::make_plan), py::kw_only(), "device"_a = "cpu", "device_index"_a = 0, "dtype"_a = "bfloat16",
+           "recipe"_a, "batch"_a, "num_heads_q"_a, "num_heads_kv"_a, "head_dim"_a, "seqlen_q"_a, "seqlen_k"_a,
+           "varlen"_a = false, "total_q"_a = 0, "total_k"_a = 0, "causal"_a = false, "window_left"_a = -1,
+           "window_right"_a = -1, "num_threads"_a = 1, "cpu_isa"_a = "auto")
       .def_property_readonly("workspace_bytes", &sage::AttnPlan::workspace_bytes)
       .def_property_readonly("kernel_name", &sage::AttnPlan::kernel_name)
-      .def("run", &sage::run_plan, py::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "lse"_a = 0, "softmax_scale"_a, "mask"_a = py::none(),
-           "cu_seqlens_q"_a = 0, "cu_seqlens_k"_a = 0, "seqused_k"_a = 0, "workspace"_a, "stream"_a = 0);
-  m.def("best_cpu_isa", [] { return sage::cpu::isa_name(sage::best_cpu_isa()); }, "The instruction set that 'auto' means here.");
-  m.def("cpu_isa_available", [](std::string const& isa) { return sage::cpu_isa_available(sage::parse_isa(isa)); }, "isa"_a,
-        "Whether this CPU runs the kernels of an instruction set.");
+      .def("run", &sage::run_plan, py::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "lse"_a = 0, "softmax_scale"_a,
+           "mask"_a = py::none(), "cu_seqlens_q"_a = 0, "cu_seqlens_k"_a = 0, "seqused_k"_a = 0, "workspace"_a,
+           "stream"_a = 0);
+  m.def(
+      "best_cpu_isa", [] { return sage::cpu::isa_name(sage::best_cpu_isa()); },
+      "The instruction set that 'auto' means here.");
+  m.def(
+      "cpu_isa_available", [](std::string const& isa) { return sage::cpu_isa_available(sage::parse_isa(isa)); },
+      "isa"_a, "Whether this CPU runs the kernels of an instruction set.");
   m.def("build_info", &sage::build_facts, "How this module was built.");
   m.def("cuda_devices", &sage::cuda_devices, "The CUDA devices of this machine; RuntimeError says why there are none.");
 }

@@ -20,7 +20,7 @@ struct AttnDesc {
   DType dtype = DType::kBFloat16;  // of q, k, v and out
   Recipe recipe;
 
-  int32_t batch = 0;  // number of sequences
+  int32_t batch = 0;                          // number of sequences
   int32_t num_heads_q = 0, num_heads_kv = 0;  // num_heads_q is a multiple of num_heads_kv
   int32_t head_dim = 0;
   int64_t seqlen_q = 0, seqlen_k = 0;  // with varlen: the longest sequence
@@ -33,8 +33,8 @@ struct AttnDesc {
   bool causal = false;
   int64_t window_left = -1, window_right = -1;
 
-  int32_t num_threads = 1;          // CPU: the most threads to use
-  CpuIsa cpu_isa = CpuIsa::kAuto;   // CPU: force an instruction set (for tests and comparisons)
+  int32_t num_threads = 1;         // CPU: the most threads to use
+  CpuIsa cpu_isa = CpuIsa::kAuto;  // CPU: force an instruction set (for tests and comparisons)
 };
 
 // Added to the scores (float dtypes, in natural-log units; -inf hides a key) or, as kBool, true where a key is seen.
@@ -47,10 +47,10 @@ struct MaskView {
 
 // Everything that changes per call. All pointers are on the plan's device.
 struct AttnArgs {
-  TensorView q, k, v, out;        // out may not overlap the inputs
-  float* lse = nullptr;           // optional float32: (batch, num_heads_q, seqlen_q), with varlen (num_heads_q, total_q)
+  TensorView q, k, v, out;  // out may not overlap the inputs
+  float* lse = nullptr;     // optional float32: (batch, num_heads_q, seqlen_q), with varlen (num_heads_q, total_q)
   float softmax_scale = 0.f;
-  MaskView mask;                  // optional; not with varlen
+  MaskView mask;                          // optional; not with varlen
   int32_t const* cu_seqlens_q = nullptr;  // varlen: batch + 1 ascending offsets, the first 0, the last total_q
   int32_t const* cu_seqlens_k = nullptr;  // likewise, the last total_k
   int32_t const* seqused_k = nullptr;     // optional (batch): only the first seqused_k[b] keys of sequence b exist

@@ -22,9 +22,9 @@ struct Recipe {
   QkGranularity qk_granularity = QkGranularity::kToken;
   PvFormat pv = PvFormat::kInt16;
   PvAccum pv_accum = PvAccum::kInt32;
-  int32_t block_k = 128;  // keys per online-softmax step; integer P has one scale per row and step
-  float p_max = 8191.f;   // the quantized value that the largest probability of a step (kInt*) or row (else) maps to
-  float v_max = 2047.f;   // the quantized value that the largest |v| of a scale group maps to; 0: V is not scaled
+  int32_t block_k = 128;     // keys per online-softmax step; integer P has one scale per row and step
+  float p_max = 8191.f;      // the quantized value that the largest probability of a step (kInt*) or row (else) maps to
+  float v_max = 2047.f;      // the quantized value that the largest |v| of a scale group maps to; 0: V is not scaled
   bool v_per_block = false;  // V scales per block_k keys instead of per channel
   bool p_two_level = false;  // NVFP4: P is scaled to p_max before its 1x16 blocks are (SageAttention3, section 3.2)
   bool smooth_q = false, smooth_k = true, smooth_v = false;  // subtract the mean before rounding, exactly undone

@@ -12,7 +12,7 @@ struct Sequence {
 };
 
 struct Sequences {
-  int64_t seqlen_q, seqlen_k;  // of every sequence, unless packed
+  int64_t seqlen_q, seqlen_k;                  // of every sequence, unless packed
   int32_t const *cu_seqlens_q, *cu_seqlens_k;  // packed if not null
   int32_t const* seqused_k;                    // optional
 

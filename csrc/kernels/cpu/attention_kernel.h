@@ -3,7 +3,8 @@
 // One parallel region whose threads take items from one list, in this order:
 //   1. reduce   per chunk of 512 keys: sums of K (for its mean) and channel maxima of V (for its scales)
 //   2. pack     per chunk: groups of 64 keys of K and V, quantized, in the layout that the tiles read
-//   3. attend   per (sequence, head, block of query rows): for each key block and strip of rows: Q K^T, mask, softmax, P V
+//   3. attend   per (sequence, head, block of query rows): for each key block and strip of rows: Q K^T, mask,
+//               softmax, P V
 // An item waits only for the earlier items of its own head, so a thread that the system has descheduled holds up nobody
 // but those who need what it is working on. Chunks do not depend on the number of threads, and neither does the result.
 #pragma once
@@ -51,7 +52,8 @@ class Forward {
   static constexpr int kRows = Isa::kRows, W = Isa::kLanes;
   static constexpr int kChunk = 512, kChunkGroups = kChunk / kGroup;
   static constexpr int kBlockGroups = kBlockK / kGroup;
-  static constexpr int64_t kMaxBlockM = 192;  // query rows per task; a multiple of 4 and 6, as are its halves down to 48
+  // Query rows per task: a multiple of every kRows, as are its halves down to 48.
+  static constexpr int64_t kMaxBlockM = 192;
 
   struct SequenceIndex {
     int64_t first_group, first_chunk, first_task;  // before this sequence, summed over the earlier ones, per head
@@ -100,19 +102,20 @@ class Forward {
 
   // Per thread: one block of query rows and one strip of scores. Whole pages, so that threads share no cache line.
   struct Scratch {
-    char* query;           // [block_m][dim] operands
-    float* out;            // [block_m][dim]
-    float* row_scale;      // [strips][W]: logits in base 2 per unit of score
-    float* lse_offset;     // [strips][W]: what smoothing K took away from the logits, natural log
-    bool* poisoned;        // [strips][W]: the row has a non-finite input
+    char* query;             // [block_m][dim] operands
+    float* out;              // [block_m][dim]
+    float* row_scale;        // [strips][W]: logits in base 2 per unit of score
+    float* lse_offset;       // [strips][W]: what smoothing K took away from the logits, natural log
+    bool* poisoned;          // [strips][W]: the row has a non-finite input
     StripState<Isa>* state;  // [strips]
-    float* scores;         // [kRows][kBlockK]
-    char* probabilities;   // [kRows][kBlockK] operands
+    float* scores;           // [kRows][kBlockK]
+    char* probabilities;     // [kRows][kBlockK] operands
   };
   int64_t scratch_bytes() const {
     int64_t const strips = block_m_ / kRows;
     return round_up(block_m_ * dim_ * (QkOperand::kSize + 4) + strips * (W * 12 + int64_t{sizeof(StripState<Isa>)}) +
-                        kRows * kBlockK * (4 + PvOperand::kSize) + 8 * 64, 4096);
+                        kRows * kBlockK * (4 + PvOperand::kSize) + 8 * 64,
+                    4096);
   }
   Scratch scratch(char* base) const {
     int64_t const strips = block_m_ / kRows;
@@ -190,8 +193,11 @@ class Forward {
     Position const at = locate(i, p_.num_heads_kv, &SequenceIndex::first_chunk);
     Sequence const sequence = p_.sequences[at.batch];
     int64_t const begin = at.index * kChunk, end = min64(begin + kChunk, sequence.seqlen_k), row = sequence.row_k;
-    if (smooth_) sum_rows<Isa>(Rows(p_.k, p_.dtype, p_.head_dim, batch_offset(at.batch), at.head, row), begin, end, chunk_sums_ + i * dim_);
-    channel_abs_max<Isa>(Rows(p_.v, p_.dtype, p_.head_dim, batch_offset(at.batch), at.head, row), begin, end, chunk_amax_bits_ + i * dim_);
+    if (smooth_)
+      sum_rows<Isa>(Rows(p_.k, p_.dtype, p_.head_dim, batch_offset(at.batch), at.head, row), begin, end,
+                    chunk_sums_ + i * dim_);
+    channel_abs_max<Isa>(Rows(p_.v, p_.dtype, p_.head_dim, batch_offset(at.batch), at.head, row), begin, end,
+                         chunk_amax_bits_ + i * dim_);
     arrive(&reduced_[at.batch * p_.num_heads_kv + at.head]);
   }
 
@@ -230,8 +236,8 @@ class Forward {
     for (int64_t row = at.index * kChunk; row < min64((at.index + 1) * kChunk, sequence.seqlen_k); row += kGroup) {
       int64_t const group = first_group + row / kGroup;
       int const count = static_cast<int>(min64(kGroup, sequence.seqlen_k - row));
-      finite &= pack_keys<Isa, kQkBits>(k, row, count, mean, keys_ + group * key_group_bytes(), k_seeds_ + group * kGroup,
-                                        k_scales_ + group * kGroup);
+      finite &= pack_keys<Isa, kQkBits>(k, row, count, mean, keys_ + group * key_group_bytes(),
+                                        k_seeds_ + group * kGroup, k_scales_ + group * kGroup);
       pack_values<Isa, kPvBits>(v, row, count, inverse, values_ + group * value_group_bytes());
     }
     chunk_finite_[i] = finite;
@@ -262,13 +268,16 @@ class Forward {
         int64_t const begin = max64(block * kBlockGroups, mask.col_begin(row) / kGroup);
         int64_t const end = min64((block + 1) * kBlockGroups, ceil_div(mask.col_end(strip_last), kGroup));
         if (begin >= end) continue;
-        bool const masked = head_mask.data || mask.col_begin(strip_last) > begin * kGroup || mask.col_end(row) < end * kGroup;
-        attend_strip(s, strip, first_group, begin, static_cast<int>(end - begin), masked, row, last_row, mask, head_mask);
+        bool const masked =
+            head_mask.data || mask.col_begin(strip_last) > begin * kGroup || mask.col_end(row) < end * kGroup;
+        attend_strip(s, strip, first_group, begin, static_cast<int>(end - begin), masked, row, last_row, mask,
+                     head_mask);
       }
     store_outputs(s, at, sequence, first_row, rows, head_kv);
   }
 
-  void load_queries(Scratch const& s, Position const& at, Sequence const& sequence, int64_t first_row, int64_t rows, int64_t head_kv) const {
+  void load_queries(Scratch const& s, Position const& at, Sequence const& sequence, int64_t first_row, int64_t rows,
+                    int64_t head_kv) const {
     Rows const q(p_.q, p_.dtype, p_.head_dim, batch_offset(at.batch), at.head, sequence.row_q);
     float const* mean = k_mean_ + (at.batch * p_.num_heads_kv + head_kv) * dim_;
     bool keys_finite = true;
@@ -298,8 +307,9 @@ class Forward {
     for (int64_t strip = 0; strip < ceil_div(rows, kRows); ++strip) s.state[strip].reset();
   }
 
-  __attribute__((always_inline)) void attend_strip(Scratch const& s, int64_t strip, int64_t first_group, int64_t begin, int groups, bool masked,
-                                                   int64_t row, int64_t last_row, Mask const& mask, HeadMask const& head_mask) const {
+  __attribute__((always_inline)) void attend_strip(Scratch const& s, int64_t strip, int64_t first_group, int64_t begin,
+                                                   int groups, bool masked, int64_t row, int64_t last_row,
+                                                   Mask const& mask, HeadMask const& head_mask) const {
     F row_max[kRows];
     for (F& top : row_max) top = Isa::set(-kInfinity);
     int64_t const group = first_group + begin;
@@ -310,32 +320,40 @@ class Forward {
     alignas(64) float ones[W];
     float const* row_scale = s.row_scale + strip * W;
     if (masked) {
-      mask_strip<Isa>(s.scores, kBlockK, groups, begin * kGroup, row, last_row, mask, head_mask, row_scale, row_max, s.poisoned + strip * W);
+      mask_strip<Isa>(s.scores, kBlockK, groups, begin * kGroup, row, last_row, mask, head_mask, row_scale, row_max,
+                      s.poisoned + strip * W);
       Isa::store(ones, Isa::set(1.f));
       row_scale = ones;  // scores are logits now
     }
     alignas(64) float old_factor[W], new_factor[W];
     auto* const softmax = p_.lse ? softmax_strip<Isa, kPvBits, true> : softmax_strip<Isa, kPvBits, false>;
-    softmax(s.scores, kBlockK, groups, row_max, row_scale, s.probabilities, kBlockK, s.state[strip], old_factor, new_factor);
+    softmax(s.scores, kBlockK, groups, row_max, row_scale, s.probabilities, kBlockK, s.state[strip], old_factor,
+            new_factor);
     pv<Isa::kVecs>(s, strip, group, groups, 0, old_factor, new_factor);
   }
 
   // P V for the channel tiles from vector `first` on: whole tiles of kTileVecs vectors, then narrower ones.
   template <int kTileVecs>
-  __attribute__((always_inline)) void pv(Scratch const& s, int64_t strip, int64_t group, int groups, int first, float const* old_factor, float const* new_factor) const {
+  __attribute__((always_inline)) void pv(Scratch const& s, int64_t strip, int64_t group, int groups, int first,
+                                         float const* old_factor, float const* new_factor) const {
     int const vectors = dim_ / W;
     for (; first + kTileVecs <= vectors; first += kTileVecs)
-      pv_tile<Isa, kPvBits, kTileVecs>(s.probabilities, kBlockK, values_ + group * value_group_bytes() + int64_t{first} * W * kGroup * PvOperand::kSize,
-                                       value_group_bytes(), groups, old_factor, new_factor, s.out + strip * kRows * dim_ + first * W, dim_);
+      pv_tile<Isa, kPvBits, kTileVecs>(
+          s.probabilities, kBlockK,
+          values_ + group * value_group_bytes() + int64_t{first} * W * kGroup * PvOperand::kSize, value_group_bytes(),
+          groups, old_factor, new_factor, s.out + strip * kRows * dim_ + first * W, dim_);
     if constexpr (kTileVecs > 1)
       if (first < vectors) pv<kTileVecs - 1>(s, strip, group, groups, first, old_factor, new_factor);
   }
 
-  void store_outputs(Scratch const& s, Position const& at, Sequence const& sequence, int64_t first_row, int64_t rows, int64_t head_kv) const {
+  void store_outputs(Scratch const& s, Position const& at, Sequence const& sequence, int64_t first_row, int64_t rows,
+                     int64_t head_kv) const {
     float const* v_scale = v_scale_ + (at.batch * p_.num_heads_kv + head_kv) * dim_;
     int64_t const size = p_.dtype == DType::kFloat32 ? 4 : 2;
-    char* const out = static_cast<char*>(p_.out.data) +
-                      (batch_offset(at.batch) * p_.out.stride_batch + at.head * p_.out.stride_head + (sequence.row_q + first_row) * p_.out.stride_seq) * size;
+    char* const out =
+        static_cast<char*>(p_.out.data) + (batch_offset(at.batch) * p_.out.stride_batch + at.head * p_.out.stride_head +
+                                           (sequence.row_q + first_row) * p_.out.stride_seq) *
+                                              size;
     float* const lse = p_.lse ? p_.lse + lse_row(at, sequence) + first_row : nullptr;
     for (int64_t r = 0; r < rows; ++r) {
       StripState<Isa> const& state = s.state[r / kRows];
@@ -351,7 +369,7 @@ class Forward {
         store_row<Isa>(x, p_.head_dim, reinterpret_cast<decltype(type)*>(out + r * p_.out.stride_seq * size));
       });
       if (lse)
-        lse[r] = !visible             ? -kInfinity
+        lse[r] = !visible           ? -kInfinity
                  : s.poisoned[slot] ? __builtin_nanf("")
                                     : state.max[lane] * kLn2 + logf(state.exact_sum[lane]) + s.lse_offset[slot];
     }
@@ -359,7 +377,8 @@ class Forward {
 
   // LSE is (batch, num_heads_q, seqlen_q), or (num_heads_q, total_q) for packed tensors.
   int64_t lse_row(Position const& at, Sequence const& sequence) const {
-    return p_.varlen ? at.head * p_.total_q + sequence.row_q : (at.batch * p_.num_heads_q + at.head) * sequence.seqlen_q;
+    return p_.varlen ? at.head * p_.total_q + sequence.row_q
+                     : (at.batch * p_.num_heads_q + at.head) * sequence.seqlen_q;
   }
   int64_t batch_offset(int32_t batch) const { return p_.varlen ? 0 : batch; }
   static int64_t rows_of(int64_t strips) { return strips * kRows; }
@@ -385,8 +404,15 @@ class Forward {
 template <class Isa, int kQkBits, int kPvBits>
 constexpr ForwardKernel kernel(char const* name) {
   using Kernel = Forward<Isa, kQkBits, kPvBits>;
-  return {Isa::kIsa, kQkBits == 8 ? QkFormat::kInt8 : QkFormat::kInt16, kPvBits == 8 ? PvFormat::kInt8 : PvFormat::kInt16,
-          Kernel::kBlockK, kProbabilityMax<kPvBits>, kValueMax<kPvBits>, name, Kernel::workspace_bytes, Kernel::run};
+  return {Isa::kIsa,
+          kQkBits == 8 ? QkFormat::kInt8 : QkFormat::kInt16,
+          kPvBits == 8 ? PvFormat::kInt8 : PvFormat::kInt16,
+          Kernel::kBlockK,
+          kProbabilityMax<kPvBits>,
+          kValueMax<kPvBits>,
+          name,
+          Kernel::workspace_bytes,
+          Kernel::run};
 }
 
 }  // namespace

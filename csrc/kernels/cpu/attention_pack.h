@@ -1,9 +1,9 @@
 // Quantizing and packing: rows of Q, groups of 64 keys of K and V.
 //
 // A scale group is a row of Q, a row of K, or a channel of V over the sequence. K is centred on its mean first, which
-// softmax does not see (SageAttention, section 4.2). Largest quantized values in 8 bits: 127, and 255 for the unsigned P;
-// in 16 bits: 4095 for Q, 2047 for K and V, 8191 for P, so that a score's 256 products and the 128 of P V in a step, whose
-// P may all be at the maximum, add up to less than 2^31.
+// softmax does not see (SageAttention, section 4.2). Largest quantized values in 8 bits: 127, and 255 for the unsigned
+// P; in 16 bits: 4095 for Q, 2047 for K and V, 8191 for P, so that a score's 256 products and the 128 of P V in a step,
+// whose P may all be at the maximum, add up to less than 2^31.
 #pragma once
 #include "cpu/simd.h"
 
@@ -12,10 +12,14 @@ namespace {
 
 constexpr float kAmaxFloor = 1e-34f;  // keeps 4095 / amax finite; smaller rows and channels only lose precision
 
-template <int kBits> constexpr float kQueryMax = kBits == 8 ? 127.f : 4095.f;
-template <int kBits> constexpr float kKeyMax = kBits == 8 ? 127.f : 2047.f;
-template <int kBits> constexpr float kValueMax = kKeyMax<kBits>;
-template <int kBits> constexpr float kProbabilityMax = kBits == 8 ? 255.f : 8191.f;
+template <int kBits>
+constexpr float kQueryMax = kBits == 8 ? 127.f : 4095.f;
+template <int kBits>
+constexpr float kKeyMax = kBits == 8 ? 127.f : 2047.f;
+template <int kBits>
+constexpr float kValueMax = kKeyMax<kBits>;
+template <int kBits>
+constexpr float kProbabilityMax = kBits == 8 ? 255.f : 8191.f;
 
 // How kBits operands are held: bytes where the byte dot product exists, halfwords otherwise.
 template <class Isa, int kBits>
@@ -65,7 +69,8 @@ struct Rows {
       : dtype(dtype), head_dim(head_dim) {
     int64_t const size = dtype == DType::kFloat32 ? 4 : 2;
     stride_bytes = view.stride_seq * size;
-    data = static_cast<char const*>(view.data) + (batch * view.stride_batch + head * view.stride_head + row * view.stride_seq) * size;
+    data = static_cast<char const*>(view.data) +
+           (batch * view.stride_batch + head * view.stride_head + row * view.stride_seq) * size;
   }
 
   template <class Isa>
@@ -147,10 +152,12 @@ SAGE_INLINE bool pack_query(float const* x, int n, bool negate, void* dst, float
   return finite;
 }
 
-// Keys [0, count) of a group to [tile][unit][vector][lane][products], with their scales and the corrections that seed the
-// score accumulators, both in score order. Missing keys get zeros and scale 0. Returns false if a key is not finite.
+// Keys [0, count) of a group to [tile][unit][vector][lane][products], with their scales and the corrections that seed
+// the score accumulators, both in score order. Missing keys get zeros and scale 0. Returns false if a key is not
+// finite.
 template <class Isa, int kBits>
-SAGE_TILE bool pack_keys(Rows rows, int64_t row0, int count, float const* mean, void* dst, int32_t* seeds, float* scales) {
+SAGE_TILE bool pack_keys(Rows rows, int64_t row0, int count, float const* mean, void* dst, int32_t* seeds,
+                         float* scales) {
   constexpr int kSize = Operand<Isa, kBits>::kSize;
   int const n = padded_head_dim(rows.head_dim);
   int const row_bytes = static_cast<int>(round_up(n * kSize, 64));
@@ -184,7 +191,8 @@ SAGE_TILE bool pack_keys(Rows rows, int64_t row0, int count, float const* mean, 
   return all_finite;
 }
 
-// Keys [0, count) of a group of V to [channel tile][step][vector][channel][keys]; a step is the keys of one dot product.
+// Keys [0, count) of a group of V to [channel tile][step][vector][channel][keys]; a step is the keys of one dot
+// product.
 template <class Isa, int kBits>
 SAGE_TILE void pack_values(Rows rows, int64_t row0, int count, float const* inverse_scales, void* dst) {
   constexpr int kKeys = Operand<Isa, kBits>::kPerLane, W = Isa::kLanes;
@@ -200,10 +208,12 @@ SAGE_TILE void pack_values(Rows rows, int64_t row0, int count, float const* inve
     for (int vector = 0; vector < vectors; ++vector) {
       auto const inverse = Isa::load(inverse_scales + vector * W);
       typename Isa::I q[kKeys];
-      SAGE_UNROLL for (int e = 0; e < kKeys; ++e) q[e] = Isa::round(Isa::mul(Isa::load(x[e] + vector * W), inverse));
+      SAGE_UNROLL for (int e = 0; e < kKeys; ++e)
+        q[e] = Isa::round(Isa::mul(Isa::load(x[e] + vector * W), inverse));
       int const first = vector / Isa::kVecs * Isa::kVecs;  // of this channel tile
       int const tile_vectors = vectors - first < Isa::kVecs ? vectors - first : Isa::kVecs;
-      char* const out = static_cast<char*>(dst) + (first * (kGroup / kKeys) + step * tile_vectors + vector - first) * W * 4;
+      char* const out =
+          static_cast<char*>(dst) + (first * (kGroup / kKeys) + step * tile_vectors + vector - first) * W * 4;
       if constexpr (kKeys == 4)
         Isa::store_int(out, Isa::interleave4(q));
       else

@@ -8,7 +8,8 @@
 namespace sage::cpu {
 namespace {
 
-// Scores of a strip and one group of 64 keys: s = (q . k) * key scale, in score order, and the running maximum per lane.
+// Scores of a strip and one group of 64 keys: s = (q . k) * key scale, in score order, and the running maximum per
+// lane.
 template <class Isa, int kBits>
 SAGE_TILE void qk_tile(void const* q, int head_dim, void const* k, int32_t const* seeds, float const* scales, float* s,
                        int64_t s_stride, typename Isa::F* row_max) {
@@ -21,11 +22,13 @@ SAGE_TILE void qk_tile(void const* q, int head_dim, void const* k, int32_t const
     I acc[kRows][kVecs];
     SAGE_UNROLL for (int v = 0; v < kVecs; ++v) {
       I const seed = Operand<Isa, kBits>::kBytes ? Isa::load_int(seeds + tile * kTile + v * W) : Isa::zero();
-      SAGE_UNROLL for (int r = 0; r < kRows; ++r) acc[r][v] = seed;
+      SAGE_UNROLL for (int r = 0; r < kRows; ++r)
+        acc[r][v] = seed;
     }
     for (int unit = 0; unit < units; ++unit, keys += kTile * 4) {
       I kv[kVecs];
-      SAGE_UNROLL for (int v = 0; v < kVecs; ++v) kv[v] = Isa::load_int(keys + v * W * 4);
+      SAGE_UNROLL for (int v = 0; v < kVecs; ++v)
+        kv[v] = Isa::load_int(keys + v * W * 4);
       SAGE_UNROLL for (int r = 0; r < kRows; ++r) {
         I const qv = Isa::broadcast4(static_cast<char const*>(q) + (r * head_dim + unit * kPerLane) * kSize);
         SAGE_UNROLL for (int v = 0; v < kVecs; ++v) {
@@ -61,8 +64,8 @@ struct HeadMask {
   }
   int64_t element_size() const { return dtype == DType::kBool ? 1 : dtype == DType::kFloat32 ? 4 : 2; }
 
-  // bias[0, count) = the mask of keys [col, col + count) in base-2 units, -inf where a key is hidden. A finite mask value
-  // stays finite, +inf becomes the largest finite value, NaN 0. Returns whether a value is NaN.
+  // bias[0, count) = the mask of keys [col, col + count) in base-2 units, -inf where a key is hidden. A finite mask
+  // value stays finite, +inf becomes the largest finite value, NaN 0. Returns whether a value is NaN.
   template <class Isa>
   bool load(int64_t row, int64_t col, int count, float* bias) const {
     char const* const src = data + (row * stride_q + col * stride_k) * element_size();
@@ -90,9 +93,9 @@ struct HeadMask {
 // Turns the scores of a strip into base-2 logits with every mask applied, -inf where a key is hidden, and renews the
 // maxima. `first_col` is the key at s[0]; rows past the last one repeat it. Sets poisoned[r] where the mask is NaN.
 template <class Isa>
-SAGE_TILE void mask_strip(float* s, int64_t s_stride, int groups, int64_t first_col, int64_t first_row, int64_t last_row,
-                          Mask const& mask, HeadMask const& head_mask, float const* row_scale, typename Isa::F* row_max,
-                          bool* poisoned) {
+SAGE_TILE void mask_strip(float* s, int64_t s_stride, int groups, int64_t first_col, int64_t first_row,
+                          int64_t last_row, Mask const& mask, HeadMask const& head_mask, float const* row_scale,
+                          typename Isa::F* row_max, bool* poisoned) {
   for (int r = 0; r < Isa::kRows; ++r) {
     int64_t const row = min64(first_row + r, last_row), begin = mask.col_begin(row), end = mask.col_end(row);
     auto top = Isa::set(-kInfinity);
@@ -112,7 +115,8 @@ SAGE_TILE void mask_strip(float* s, int64_t s_stride, int groups, int64_t first_
           for (int i = 0; i < 4; ++i) lanes[i] = lanes[i] * row_scale[r] + bias[j + i];
         }
       } else {
-        for (int j = 0; j < kGroup; j += Isa::kLanes) Isa::store(x + j, Isa::mul(Isa::load(x + j), Isa::set(row_scale[r])));
+        for (int j = 0; j < kGroup; j += Isa::kLanes)
+          Isa::store(x + j, Isa::mul(Isa::load(x + j), Isa::set(row_scale[r])));
       }
       for (int j = 0; j < kGroup; j += Isa::kLanes) top = Isa::max(top, Isa::load(x + j));
     }
@@ -135,8 +139,8 @@ struct StripState {
   }
 };
 
-// kProbabilityMax * 2^x for x <= 0, with 2^fraction as a polynomial on [0, 1). Relative error 7.5e-5 for 8 bits (degree 3),
-// 2.6e-6 for 16 bits (degree 4).
+// kProbabilityMax * 2^x for x <= 0, with 2^fraction as a polynomial on [0, 1). Relative error 7.5e-5 for 8 bits (degree
+// 3), 2.6e-6 for 16 bits (degree 4).
 template <class Isa, int kBits>
 SAGE_INLINE typename Isa::F probability(typename Isa::F x) {
   constexpr float kMax = kProbabilityMax<kBits>;
@@ -152,8 +156,9 @@ SAGE_INLINE typename Isa::F probability(typename Isa::F x) {
 // Probabilities of a strip and block, quantized with one scale per row: p = round(max * 2^(logit - block maximum)).
 // Leaves in old_factor what the accumulated O is multiplied by, in new_factor what the integer sums of this block are.
 template <class Isa, int kBits, bool kExactSum>
-SAGE_TILE void softmax_strip(float const* s, int64_t s_stride, int groups, typename Isa::F const* row_max, float const* row_scale,
-                             void* p, int64_t p_stride, StripState<Isa>& state, float* old_factor, float* new_factor) {
+SAGE_TILE void softmax_strip(float const* s, int64_t s_stride, int groups, typename Isa::F const* row_max,
+                             float const* row_scale, void* p, int64_t p_stride, StripState<Isa>& state,
+                             float* old_factor, float* new_factor) {
   using F = typename Isa::F;
   using Probability = typename std::conditional<Operand<Isa, kBits>::kBytes, uint8_t, int16_t>::type;
   constexpr int W = Isa::kLanes;
@@ -161,7 +166,8 @@ SAGE_TILE void softmax_strip(float const* s, int64_t s_stride, int groups, typen
   F const lowest = Isa::set(-kFloatMax);  // a row whose keys are all hidden: 2^(-inf + FLT_MAX) = 0 for each of them
   F const strip_max = Isa::max(Isa::max_rows(row_max), lowest), scale = Isa::load(row_scale);
   Isa::store(score_max, strip_max);
-  F const block_max = Isa::mul(strip_max, scale), old_max = Isa::load(state.max), new_max = Isa::max(old_max, block_max);
+  F const block_max = Isa::mul(strip_max, scale), old_max = Isa::load(state.max),
+          new_max = Isa::max(old_max, block_max);
   F const keep = exp2_exact<Isa>(Isa::sub(old_max, new_max));
   F const take = Isa::mul(exp2_exact<Isa>(Isa::sub(block_max, new_max)), Isa::set(1.f / kProbabilityMax<kBits>));
   Isa::store(state.max, new_max);
@@ -192,22 +198,24 @@ SAGE_TILE void softmax_strip(float const* s, int64_t s_stride, int groups, typen
     Isa::store(state.exact_sum, Isa::fma(Isa::load(state.exact_sum), keep, Isa::mul(Isa::sum_rows(exact_sums), take)));
 }
 
-// o = o * old_factor + (P V) * new_factor for a strip and kTileVecs vectors of channels. `v` points at the channel tile of
-// the first group; groups are v_stride bytes apart.
+// o = o * old_factor + (P V) * new_factor for a strip and kTileVecs vectors of channels. `v` points at the channel tile
+// of the first group; groups are v_stride bytes apart.
 template <class Isa, int kBits, int kTileVecs>
-SAGE_TILE void pv_tile(void const* p, int64_t p_stride, void const* v, int64_t v_stride, int groups, float const* old_factor,
-                       float const* new_factor, float* o, int o_stride) {
+SAGE_TILE void pv_tile(void const* p, int64_t p_stride, void const* v, int64_t v_stride, int groups,
+                       float const* old_factor, float const* new_factor, float* o, int o_stride) {
   using I = typename Isa::I;
   constexpr int kRows = Isa::kRows, W = Isa::kLanes, kSize = Operand<Isa, kBits>::kSize;
   I acc[kRows][kTileVecs];
-  SAGE_UNROLL for (int r = 0; r < kRows; ++r)
+  SAGE_UNROLL for (int r = 0; r < kRows; ++r) {
     SAGE_UNROLL for (int c = 0; c < kTileVecs; ++c) acc[r][c] = Isa::zero();
+  }
   char const* probabilities = static_cast<char const*>(p);
   for (int g = 0; g < groups; ++g) {
     char const* values = static_cast<char const*>(v) + g * v_stride;
     for (int step = 0; step < kGroup * kSize / 4; ++step, probabilities += 4, values += kTileVecs * W * 4) {
       I vv[kTileVecs];
-      SAGE_UNROLL for (int c = 0; c < kTileVecs; ++c) vv[c] = Isa::load_int(values + c * W * 4);
+      SAGE_UNROLL for (int c = 0; c < kTileVecs; ++c)
+        vv[c] = Isa::load_int(values + c * W * 4);
       SAGE_UNROLL for (int r = 0; r < kRows; ++r) {
         I const pv = Isa::broadcast4(probabilities + r * p_stride * kSize);
         SAGE_UNROLL for (int c = 0; c < kTileVecs; ++c) {

@@ -1,5 +1,5 @@
-#include "cpu/isa_avx2.h"
 #include "cpu/attention_kernel.h"
+#include "cpu/isa_avx2.h"
 
 namespace sage::cpu {
 

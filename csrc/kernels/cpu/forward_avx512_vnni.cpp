@@ -1,5 +1,5 @@
-#include "cpu/isa_avx512_vnni.h"
 #include "cpu/attention_kernel.h"
+#include "cpu/isa_avx512_vnni.h"
 
 namespace sage::cpu {
 

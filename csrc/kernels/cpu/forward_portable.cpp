@@ -1,5 +1,5 @@
-#include "cpu/isa_portable.h"
 #include "cpu/attention_kernel.h"
+#include "cpu/isa_portable.h"
 
 namespace sage::cpu {
 

@@ -11,7 +11,8 @@ namespace {
 template <bool kVnni>
 struct Avx2 {
   static constexpr CpuIsa kIsa = kVnni ? CpuIsa::kAvxVnni : CpuIsa::kAvx2;
-  static constexpr int kLanes = 8, kRows = kVnni ? 6 : 4, kVecs = 2;  // 16 registers; vpmaddwd needs one for its product
+  // 16 registers; vpmaddwd needs one for its product.
+  static constexpr int kLanes = 8, kRows = kVnni ? 6 : 4, kVecs = 2;
   static constexpr bool kHasDot8 = kVnni;
   using F = __m256;
   using I = __m256i;
@@ -103,12 +104,14 @@ struct Avx2 {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(halves, halves));
   }
   SAGE_INLINE void store_s16(int16_t* p, I x) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
   }
   SAGE_INLINE I interleave4(I const* x) {
     I const byte = _mm256_set1_epi32(255);
     I const low = _mm256_or_si256(_mm256_and_si256(x[0], byte), _mm256_slli_epi32(_mm256_and_si256(x[1], byte), 8));
-    return _mm256_or_si256(low, _mm256_or_si256(_mm256_slli_epi32(_mm256_and_si256(x[2], byte), 16), _mm256_slli_epi32(x[3], 24)));
+    return _mm256_or_si256(
+        low, _mm256_or_si256(_mm256_slli_epi32(_mm256_and_si256(x[2], byte), 16), _mm256_slli_epi32(x[3], 24)));
   }
   SAGE_INLINE I interleave2(I const* x) {
     return _mm256_or_si256(_mm256_and_si256(x[0], _mm256_set1_epi32(0xffff)), _mm256_slli_epi32(x[1], 16));
@@ -135,12 +138,16 @@ struct Avx2 {
   template <class Op>
   SAGE_INLINE F reduce_rows(F const* x, Op op) {
     __m256 rows[8];
-    SAGE_UNROLL for (int r = 0; r < 8; ++r) rows[r] = x[r < kRows ? r : 0];
+    SAGE_UNROLL for (int r = 0; r < 8; ++r)
+      rows[r] = x[r < kRows ? r : 0];
     return reduce_transposed(rows, op);
   }
 
-  // Rows of 64 keys, `row_units` 4-byte units each (padded to 16 in memory), to [tile][unit][vector][lane] in score order.
-  SAGE_INLINE void pack_keys(uint32_t const* rows, int row_units, uint32_t* dst) { pack_keys_scalar<Avx2>(rows, row_units, dst); }
+  // Rows of 64 keys, `row_units` 4-byte units each (padded to 16 in memory), to [tile][unit][vector][lane] in score
+  // order.
+  SAGE_INLINE void pack_keys(uint32_t const* rows, int row_units, uint32_t* dst) {
+    pack_keys_scalar<Avx2>(rows, row_units, dst);
+  }
 };
 
 }  // namespace

@@ -38,8 +38,10 @@ struct Avx512Vnni {
   SAGE_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   SAGE_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
   SAGE_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-  SAGE_INLINE F fraction(F x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }  // x - floor(x)
-  SAGE_INLINE F scale_by_power(F y, F x) { return _mm512_scalef_ps(y, x); }                            // y * 2^floor(x)
+  SAGE_INLINE F fraction(F x) {  // x - floor(x)
+    return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  }
+  SAGE_INLINE F scale_by_power(F y, F x) { return _mm512_scalef_ps(y, x); }  // y * 2^floor(x)
   SAGE_INLINE F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 
   SAGE_INLINE I zero() { return _mm512_setzero_si512(); }
@@ -66,12 +68,17 @@ struct Avx512Vnni {
   SAGE_INLINE void dot8(I& acc, I u8, I s8) { asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u8), "v"(s8)); }
   SAGE_INLINE void dot16(I& acc, I a, I b) { asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); }
 
-  SAGE_INLINE void store_s8(int8_t* p, I x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x)); }
-  SAGE_INLINE void store_s16(int16_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(x)); }
+  SAGE_INLINE void store_s8(int8_t* p, I x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x));
+  }
+  SAGE_INLINE void store_s16(int16_t* p, I x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(x));
+  }
   SAGE_INLINE I interleave4(I const* x) {
     I const byte = _mm512_set1_epi32(255);
     I const low = _mm512_or_si512(_mm512_and_si512(x[0], byte), _mm512_slli_epi32(_mm512_and_si512(x[1], byte), 8));
-    return _mm512_or_si512(low, _mm512_or_si512(_mm512_slli_epi32(_mm512_and_si512(x[2], byte), 16), _mm512_slli_epi32(x[3], 24)));
+    return _mm512_or_si512(
+        low, _mm512_or_si512(_mm512_slli_epi32(_mm512_and_si512(x[2], byte), 16), _mm512_slli_epi32(x[3], 24)));
   }
   SAGE_INLINE I interleave2(I const* x) {
     return _mm512_or_si512(_mm512_and_si512(x[0], _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(x[1], 16));
@@ -79,7 +86,8 @@ struct Avx512Vnni {
 
   // Stores 4 vectors of probabilities (score order) as bytes or halfwords in key order and adds them up in `row_sum`.
   SAGE_INLINE void store_probabilities(uint8_t* p, F const* y, I& row_sum) {
-    I const bytes = _mm512_packus_epi16(_mm512_packs_epi32(round(y[0]), round(y[1])), _mm512_packs_epi32(round(y[2]), round(y[3])));
+    I const bytes =
+        _mm512_packus_epi16(_mm512_packs_epi32(round(y[0]), round(y[1])), _mm512_packs_epi32(round(y[2]), round(y[3])));
     _mm512_store_si512(p, bytes);
     dot8(row_sum, bytes, _mm512_set1_epi8(1));
   }
@@ -112,7 +120,8 @@ struct Avx512Vnni {
     for (int v = 0; v < kVecs; ++v)
       for (int unit0 = 0; unit0 < row_units; unit0 += 16) {
         I r[16];
-        for (int lane = 0; lane < 16; ++lane) r[lane] = load_int(rows + (lane / 4 * 16 + 4 * v + lane % 4) * row_stride + unit0);
+        for (int lane = 0; lane < 16; ++lane)
+          r[lane] = load_int(rows + (lane / 4 * 16 + 4 * v + lane % 4) * row_stride + unit0);
         transpose16(r);
         int const units = row_units - unit0 < 16 ? row_units - unit0 : 16;
         for (int i = 0; i < units; ++i) store_int(dst + ((unit0 + i) * kVecs + v) * kLanes, r[i]);

@@ -1,4 +1,5 @@
-// Plain C++ for any processor: correct everywhere, fast nowhere. Vectors are arrays of 8 that the compiler may vectorise.
+// Plain C++ for any processor: correct everywhere, fast nowhere. Vectors are arrays of 8 that the compiler may
+// vectorise.
 #pragma once
 #include "cpu/simd.h"
 
@@ -9,8 +10,12 @@ struct Portable {
   static constexpr CpuIsa kIsa = CpuIsa::kPortable;
   static constexpr int kLanes = 8, kRows = 4, kVecs = 2;
   static constexpr bool kHasDot8 = false;
-  struct alignas(32) F { float v[kLanes]; };
-  struct alignas(32) I { int32_t v[kLanes]; };
+  struct alignas(32) F {
+    float v[kLanes];
+  };
+  struct alignas(32) I {
+    int32_t v[kLanes];
+  };
 
   template <class V, class Op>
   SAGE_INLINE V each(Op op) {
@@ -26,24 +31,47 @@ struct Portable {
     return to;
   }
 
-  SAGE_INLINE F set(float x) { return each<F>([&](int) { return x; }); }
-  SAGE_INLINE F load(float const* p) { return each<F>([&](int i) { return p[i]; }); }
-  SAGE_INLINE F load(Half const* p) { return each<F>([&](int i) { return from_half(p[i].bits); }); }
-  SAGE_INLINE F load(BFloat16 const* p) { return each<F>([&](int i) { return bits<float>(uint32_t{p[i].bits} << 16); }); }
+  SAGE_INLINE F set(float x) {
+    return each<F>([&](int) { return x; });
+  }
+  SAGE_INLINE F load(float const* p) {
+    return each<F>([&](int i) { return p[i]; });
+  }
+  SAGE_INLINE F load(Half const* p) {
+    return each<F>([&](int i) { return from_half(p[i].bits); });
+  }
+  SAGE_INLINE F load(BFloat16 const* p) {
+    return each<F>([&](int i) { return bits<float>(uint32_t{p[i].bits} << 16); });
+  }
   SAGE_INLINE void store(float* p, F x) { memcpy(p, x.v, sizeof(x.v)); }
-  SAGE_INLINE void store(Half* p, F x) { for (int i = 0; i < kLanes; ++i) p[i].bits = to_half(x.v[i]); }
-  SAGE_INLINE void store(BFloat16* p, F x) { for (int i = 0; i < kLanes; ++i) p[i].bits = to_bfloat16(x.v[i]); }
-  SAGE_INLINE F add(F a, F b) { return each<F>([&](int i) { return a.v[i] + b.v[i]; }); }
-  SAGE_INLINE F sub(F a, F b) { return each<F>([&](int i) { return a.v[i] - b.v[i]; }); }
-  SAGE_INLINE F mul(F a, F b) { return each<F>([&](int i) { return a.v[i] * b.v[i]; }); }
-  SAGE_INLINE F max(F a, F b) { return each<F>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
-  SAGE_INLINE F fma(F a, F b, F c) { return each<F>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
+  SAGE_INLINE void store(Half* p, F x) {
+    for (int i = 0; i < kLanes; ++i) p[i].bits = to_half(x.v[i]);
+  }
+  SAGE_INLINE void store(BFloat16* p, F x) {
+    for (int i = 0; i < kLanes; ++i) p[i].bits = to_bfloat16(x.v[i]);
+  }
+  SAGE_INLINE F add(F a, F b) {
+    return each<F>([&](int i) { return a.v[i] + b.v[i]; });
+  }
+  SAGE_INLINE F sub(F a, F b) {
+    return each<F>([&](int i) { return a.v[i] - b.v[i]; });
+  }
+  SAGE_INLINE F mul(F a, F b) {
+    return each<F>([&](int i) { return a.v[i] * b.v[i]; });
+  }
+  SAGE_INLINE F max(F a, F b) {
+    return each<F>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  SAGE_INLINE F fma(F a, F b, F c) {
+    return each<F>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+  }
   SAGE_INLINE F fraction(F x) {  // x - floor(x)
     return each<F>([&](int i) { return bounded(x.v[i]) - static_cast<float>(floor(x.v[i])); });
   }
   SAGE_INLINE F scale_by_power(F y, F x) {  // y * 2^floor(x), 0 below the normal range
     return each<F>([&](int i) {
-      float const scaled = bits<float>(bits<int32_t>(y.v[i]) + static_cast<int32_t>(static_cast<uint32_t>(floor(x.v[i])) << 23));
+      float const scaled =
+          bits<float>(bits<int32_t>(y.v[i]) + static_cast<int32_t>(static_cast<uint32_t>(floor(x.v[i])) << 23));
       return x.v[i] >= -126.f ? scaled : 0.f;
     });
   }
@@ -52,10 +80,14 @@ struct Portable {
     int32_t const toward_zero = static_cast<int32_t>(bounded(x));
     return toward_zero - (static_cast<float>(toward_zero) > bounded(x));
   }
-  SAGE_INLINE F to_float(I x) { return each<F>([&](int i) { return static_cast<float>(x.v[i]); }); }
+  SAGE_INLINE F to_float(I x) {
+    return each<F>([&](int i) { return static_cast<float>(x.v[i]); });
+  }
 
   SAGE_INLINE I zero() { return set_int(0); }
-  SAGE_INLINE I set_int(int32_t x) { return each<I>([&](int) { return x; }); }
+  SAGE_INLINE I set_int(int32_t x) {
+    return each<I>([&](int) { return x; });
+  }
   SAGE_INLINE I load_int(void const* p) {
     I x;
     memcpy(x.v, p, sizeof(x.v));
@@ -67,9 +99,13 @@ struct Portable {
     memcpy(&x, p, 4);
     return set_int(x);
   }
-  SAGE_INLINE I add_int(I a, I b) { return each<I>([&](int i) { return a.v[i] + b.v[i]; }); }
+  SAGE_INLINE I add_int(I a, I b) {
+    return each<I>([&](int i) { return a.v[i] + b.v[i]; });
+  }
   // To nearest even for |x| < 2^22: adding 1.5 * 2^23 leaves the integer in the low bits.
-  SAGE_INLINE I round(F x) { return each<I>([&](int i) { return bits<int32_t>(x.v[i] + 12582912.f) - 0x4b400000; }); }
+  SAGE_INLINE I round(F x) {
+    return each<I>([&](int i) { return bits<int32_t>(x.v[i] + 12582912.f) - 0x4b400000; });
+  }
   SAGE_INLINE int32_t sum(I x) {
     int32_t total = 0;
     for (int i = 0; i < kLanes; ++i) total += x.v[i];
@@ -95,15 +131,20 @@ struct Portable {
   }
 
   SAGE_INLINE void dot16(I& acc, I a, I b) {  // acc += the 2 products of each lane's halfwords
-    struct Pairs { int16_t v[2 * kLanes]; };
+    struct Pairs {
+      int16_t v[2 * kLanes];
+    };
     Pairs const pa = bits<Pairs>(a), pb = bits<Pairs>(b);
     for (int i = 0; i < kLanes; ++i)
       acc.v[i] += int32_t{pa.v[2 * i]} * pb.v[2 * i] + int32_t{pa.v[2 * i + 1]} * pb.v[2 * i + 1];
   }
 
-  SAGE_INLINE void store_s16(int16_t* p, I x) { for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int16_t>(x.v[i]); }
+  SAGE_INLINE void store_s16(int16_t* p, I x) {
+    for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int16_t>(x.v[i]);
+  }
   SAGE_INLINE I interleave2(I const* x) {
-    return each<I>([&](int i) { return static_cast<int32_t>((static_cast<uint32_t>(x[1].v[i]) << 16) | (x[0].v[i] & 0xffff)); });
+    return each<I>(
+        [&](int i) { return static_cast<int32_t>((static_cast<uint32_t>(x[1].v[i]) << 16) | (x[0].v[i] & 0xffff)); });
   }
 
   // Stores 4 vectors of probabilities (score order) as halfwords in key order and adds them up in `row_sum`.
@@ -111,7 +152,8 @@ struct Portable {
     for (int n = 0; n < 4; ++n) {
       I const rounded = round(y[n]);
       row_sum = add_int(row_sum, rounded);
-      for (int i = 0; i < kLanes; ++i) p[n / kVecs * kVecs * kLanes + i / 4 * 4 * kVecs + n % kVecs * 4 + i % 4] = static_cast<int16_t>(rounded.v[i]);
+      for (int i = 0; i < kLanes; ++i)
+        p[n / kVecs * kVecs * kLanes + i / 4 * 4 * kVecs + n % kVecs * 4 + i % 4] = static_cast<int16_t>(rounded.v[i]);
     }
   }
 
@@ -124,10 +166,15 @@ struct Portable {
       return result;
     });
   }
-  SAGE_INLINE F sum_rows(F const* x) { return each<F>([&](int r) { return sum(x[r < kRows ? r : 0]); }); }
+  SAGE_INLINE F sum_rows(F const* x) {
+    return each<F>([&](int r) { return sum(x[r < kRows ? r : 0]); });
+  }
 
-  // Rows of 64 keys, `row_units` 4-byte units each (padded to 16 in memory), to [tile][unit][vector][lane] in score order.
-  SAGE_INLINE void pack_keys(uint32_t const* rows, int row_units, uint32_t* dst) { pack_keys_scalar<Portable>(rows, row_units, dst); }
+  // Rows of 64 keys, `row_units` 4-byte units each (padded to 16 in memory), to [tile][unit][vector][lane] in score
+  // order.
+  SAGE_INLINE void pack_keys(uint32_t const* rows, int row_units, uint32_t* dst) {
+    pack_keys_scalar<Portable>(rows, row_units, dst);
+  }
 
  private:
   SAGE_INLINE float from_half(uint16_t h) {
@@ -138,7 +185,7 @@ struct Portable {
   }
   SAGE_INLINE uint16_t to_half(float x) {
     uint32_t const u = bits<uint32_t>(x), sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
-    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00);  // NaN
+    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00);   // NaN
     if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00);  // rounds to 65536 or more
     if (magnitude < 0x38800000u)  // subnormal: adding 0.5 leaves units of 2^-24 in the low bits
       return static_cast<uint16_t>(sign | (bits<uint32_t>(bits<float>(magnitude) + 0.5f) - 0x3f000000u));

@@ -1,15 +1,15 @@
 // What the kernel template asks of an instruction set.
 //
-// An `Isa` is a struct of static functions on two vector types: F (kLanes floats) and I (the same bits as int32 lanes, or
-// as the 4 * kLanes bytes / 2 * kLanes halfwords that the dot products read).
+// An `Isa` is a struct of static functions on two vector types: F (kLanes floats) and I (the same bits as int32 lanes,
+// or as the 4 * kLanes bytes / 2 * kLanes halfwords that the dot products read).
 //
 //   kLanes     vector width in 32-bit lanes
 //   kRows      query rows of a register tile (a "strip"); kRows * kVecs accumulators stay in registers
 //   kVecs      key or channel vectors of a register tile
 //   kHasDot8   dot8 exists; otherwise 8-bit operands are kept in 16 bits and multiplied with dot16
 //
-// Everything here and in the isa_*.h, attention_*.h headers has internal linkage: every translation unit is compiled with
-// other instructions, and a function that the linker shared between them would crash on the lesser CPU.
+// Everything here and in the isa_*.h, attention_*.h headers has internal linkage: every translation unit is compiled
+// with other instructions, and a function that the linker shared between them would crash on the lesser CPU.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -24,8 +24,12 @@
 namespace sage::cpu {
 namespace {
 
-struct Half { uint16_t bits; };
-struct BFloat16 { uint16_t bits; };
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
 
 constexpr float kInfinity = __builtin_inff();
 constexpr float kFloatMax = __FLT_MAX__;
@@ -58,7 +62,8 @@ constexpr int score_position(int key) {
   return key / kTile * kTile + in_tile / 4 % Isa::kVecs * Isa::kLanes + in_tile / (4 * Isa::kVecs) * 4 + in_tile % 4;
 }
 
-// Rows of 64 keys, `row_units` 4-byte units each (padded to 16 in memory), to [tile][unit][vector][lane] in score order.
+// Rows of 64 keys, `row_units` 4-byte units each (padded to 16 in memory), to [tile][unit][vector][lane] in score
+// order.
 template <class Isa>
 SAGE_INLINE void pack_keys_scalar(uint32_t const* rows, int row_units, uint32_t* dst) {
   constexpr int kTile = Isa::kVecs * Isa::kLanes;

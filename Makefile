@@ -1,0 +1,61 @@
+# The two commands are `make demo` and `make test`. The first of any of these makes VENV when there is none and installs
+# what is needed into it; after that no network is used, and the package is rebuilt when its sources change.
+PYTHON ?= python3
+VENV ?= .venv
+# What pip installs as PyTorch where VENV has none yet. Where your package index gives a CUDA build of several gigabytes,
+# name another: make TORCH="torch==2.13.0 --index-url URL" test, or point VENV at an environment that has PyTorch.
+TORCH ?= torch==2.13.0
+# Passed on: make test ARGS="-k varlen", make bench ARGS="--preset long".
+ARGS ?=
+
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip --disable-pip-version-check
+build_requires := $(shell sed -n '/^\[build-system\]/,/^\[project\]/s/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
+sources := CMakeLists.txt pyproject.toml README.md third_party/cutlass/resolve.cmake \
+  $(shell find csrc cmake python -type f -not -path '*/__pycache__/*' -not -name '*.so')
+ifneq ($(shell command -v ccache),)
+  export CMAKE_CXX_COMPILER_LAUNCHER := ccache
+  export CMAKE_CUDA_COMPILER_LAUNCHER := ccache
+endif
+
+.PHONY: help demo test bench build cpp clean
+help:
+	@echo 'make demo   run a text-embedding model with quantized attention beside PyTorch'"'"'s'
+	@echo 'make test   build and run all tests'
+	@echo 'make bench  measure speed and error beside PyTorch'"'"'s attention'
+	@echo 'make build  build the package and install it into $(VENV)'
+	@echo 'make cpp    build the C++ package and install it into build/install'
+	@echo 'make clean  remove what was built (not $(VENV))'
+
+demo: build
+	$(bin)/python -m sage demo $(ARGS)
+
+test: build
+	$(bin)/python -m pytest $(ARGS)
+
+bench: build
+	$(bin)/python -m sage bench $(ARGS)
+
+build: $(VENV)/installed.stamp
+
+cpp: $(VENV)/tools.stamp
+	$(bin)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(bin)/ninja) -DPython_EXECUTABLE=$(abspath $(bin)/python)
+	$(bin)/cmake --build build/cpp
+	$(bin)/cmake --install build/cpp --prefix build/install --component cpp
+
+clean:
+	rm -rf build $(VENV)/installed.stamp
+
+# The build tools, which pip brings, and PyTorch.
+$(VENV)/tools.stamp: pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo 'sage needs Python >= 3.10: no $(PYTHON) here; name one: make PYTHON=/path/to/python3'; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit(f"sage needs Python >= 3.10, $(PYTHON) is {v[0]}.{v[1]}; name another: make PYTHON=/path/to/python3")'
+	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
+	$(pip) install 'pip>=23.1' cmake ninja $(build_requires)
+	$(bin)/python -c 'import torch' 2>/dev/null || $(pip) install $(TORCH)
+	@touch $@
+
+$(VENV)/installed.stamp: $(VENV)/tools.stamp $(sources)
+	@echo 'Building sage; installing it with what the demo, the benchmark and the tests need (the first time: a few minutes)'
+	$(pip) install --quiet --no-build-isolation -C build-dir=build/python '.[demo,bench,test]'
+	@touch $@

@@ -1,0 +1,76 @@
+# Decides whether CUDA is built, and with which compiler and CUTLASS headers. Sets SAGE_HAS_CUDA (0 or 1) and, with 1,
+# SAGE_CUTLASS_INCLUDE_DIR and SAGE_CUTLASS_VERSION; the language CUDA and the package CUDAToolkit are then there.
+set(SAGE_HAS_CUDA 0)
+set(SAGE_CUDA_VERSION_MIN 12.8)  # the first toolkit that knows sm_120
+if(SAGE_CUDA STREQUAL "OFF")
+  message(STATUS "sage: CUDA is off (SAGE_CUDA=OFF)")
+  return()
+endif()
+
+if(CMAKE_CUDA_COMPILER)
+  set(source "CMAKE_CUDA_COMPILER")
+elseif(DEFINED ENV{CUDACXX})
+  set(CMAKE_CUDA_COMPILER "$ENV{CUDACXX}")
+  set(source "the environment variable CUDACXX")
+elseif(EXISTS "$ENV{CUDA_HOME}/bin/nvcc")
+  set(CMAKE_CUDA_COMPILER "$ENV{CUDA_HOME}/bin/nvcc")
+  set(source "the environment variable CUDA_HOME")
+else()
+  find_program(SAGE_NVCC_ON_PATH nvcc NO_CACHE NO_CMAKE_PATH NO_CMAKE_SYSTEM_PATH)
+  sage_python_package_dirs(nvidia.cu13 pip_cuda_dirs)
+  find_program(SAGE_NVCC_FROM_PIP nvcc PATHS ${pip_cuda_dirs} PATH_SUFFIXES bin NO_CACHE NO_DEFAULT_PATH)
+  if(SAGE_NVCC_ON_PATH)
+    set(CMAKE_CUDA_COMPILER "${SAGE_NVCC_ON_PATH}")
+    set(source "PATH")
+  elseif(SAGE_NVCC_FROM_PIP)
+    set(CMAKE_CUDA_COMPILER "${SAGE_NVCC_FROM_PIP}")
+    set(source "the pip packages of ${Python_EXECUTABLE}")
+  endif()
+endif()
+
+if(NOT CMAKE_CUDA_COMPILER)
+  string(CONCAT searched "CMAKE_CUDA_COMPILER, CUDACXX, CUDA_HOME/bin, PATH and the pip packages of the building "
+    "Python (${Python_EXECUTABLE})")
+  if(SAGE_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "SAGE_CUDA=ON, but there is no nvcc in ${searched}. Install a CUDA toolkit >= "
+      "${SAGE_CUDA_VERSION_MIN} and put its bin folder on PATH, or let pip bring the compiler into the building "
+      "Python: pip install -r ${PROJECT_SOURCE_DIR}/cmake/cuda_toolchain.txt "
+      "(pip install of this project then needs --no-build-isolation).")
+  endif()
+  message(STATUS "sage: CUDA is off: no nvcc in ${searched}")
+  return()
+endif()
+
+# Asked before the language is enabled: CMake stops at a compiler that is too old for the host compiler.
+execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --version OUTPUT_VARIABLE nvcc_says ERROR_QUIET RESULT_VARIABLE ignored)
+if(nvcc_says MATCHES "release ([0-9]+\\.[0-9]+)" AND CMAKE_MATCH_1 VERSION_LESS SAGE_CUDA_VERSION_MIN)
+  string(CONCAT too_old "a CUDA toolkit >= ${SAGE_CUDA_VERSION_MIN} is needed, got ${CMAKE_MATCH_1} "
+    "(${CMAKE_CUDA_COMPILER}, from ${source}); name another with -DCMAKE_CUDA_COMPILER=...")
+  if(SAGE_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "SAGE_CUDA=ON, but ${too_old}")
+  endif()
+  unset(CMAKE_CUDA_COMPILER)
+  message(STATUS "sage: CUDA is off: ${too_old}")
+  return()
+endif()
+
+include(third_party/cutlass/resolve.cmake)
+
+# The pip packages keep the libraries in lib, where nvcc looks in lib64, and have no libcudart.so, which FindCUDAToolkit
+# insists on.
+cmake_path(GET CMAKE_CUDA_COMPILER PARENT_PATH cuda_bin)
+cmake_path(GET cuda_bin PARENT_PATH cuda_root)
+if(EXISTS "${cuda_root}/lib/libcudart_static.a" AND NOT EXISTS "${cuda_root}/lib64")
+  string(APPEND CMAKE_CUDA_FLAGS " -L${cuda_root}/lib")
+  find_library(CUDA_CUDART NAMES libcudart.so.13 PATHS "${cuda_root}/lib" NO_DEFAULT_PATH)
+endif()
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES OFF)  # every target names its own
+endif()
+enable_language(CUDA)
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+find_package(CUDAToolkit REQUIRED)
+set(SAGE_HAS_CUDA 1)
+message(STATUS "sage: CUDA ${CMAKE_CUDA_COMPILER_VERSION}: ${CMAKE_CUDA_COMPILER} (from ${source}), "
+  "headers ${CUDAToolkit_INCLUDE_DIRS}")
