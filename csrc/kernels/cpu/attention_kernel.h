@@ -218,10 +218,8 @@ class Forward {
       }
     for (int c = 0; c < dim_; ++c) {
       mean[c] /= static_cast<float>(sequence.seqlen_k);
-      float amax;
-      memcpy(&amax, &amax_bits[c], 4);
-      bool const finite = amax_bits[c] < 0x7f800000;
-      if (amax < kAmaxFloor) amax = kAmaxFloor;
+      float const amax = amax_from(amax_bits[c]);
+      bool const finite = is_finite(amax_bits[c]);
       inverse[c] = finite ? kValueMax<kPvBits> / amax : 0.f;
       scale[c] = finite ? amax / kValueMax<kPvBits> : __builtin_nanf("");
     }
@@ -280,29 +278,32 @@ class Forward {
                     int64_t head_kv) const {
     Rows const q(p_.q, p_.dtype, p_.head_dim, batch_offset(at.batch), at.head, sequence.row_q);
     float const* mean = k_mean_ + (at.batch * p_.num_heads_kv + head_kv) * dim_;
-    bool keys_finite = true;
+    bool keys_finite = true, shifts_lse = p_.lse && smooth_ && sequence.seqlen_k > 0;
     int64_t const first_chunk = first_of(at.batch, head_kv, &SequenceIndex::first_chunk);
     for (int64_t c = 0; c < ceil_div(sequence.seqlen_k, kChunk); ++c) keys_finite &= chunk_finite_[first_chunk + c];
     alignas(64) float x[256];
     for (int64_t r = 0; r < rows_of(ceil_div(rows, kRows)); ++r) {
       int64_t const slot = r / kRows * W + r % kRows;
       char* const query = s.query + r * dim_ * QkOperand::kSize;
-      s.lse_offset[slot] = 0;
       if (r >= rows) {  // padding of the last strip
         memset(query, 0, dim_ * QkOperand::kSize);
         s.row_scale[slot] = 0;
         continue;
       }
-      q.template load<Isa>(first_row + r, x);
-      float scale;
-      bool const finite = pack_query<Isa, kQkBits>(x, dim_, p_.softmax_scale < 0, query, &scale);
+      auto bits = Isa::zero();
+      F shift = Isa::set(0.f);
+      q.each(first_row + r, first_row + r + 1, [&](auto const* row) {
+        visit_row<Isa>(row, p_.head_dim, [&](int c, F value) {
+          Isa::store(x + c, value);
+          bits = Isa::max_abs_bits(bits, value);
+          if (shifts_lse) shift = Isa::fma(value, Isa::load(mean + c), shift);
+        });
+      });
+      int32_t const amax_bits = Isa::max(bits);
+      float const scale = pack_query<Isa, kQkBits>(x, dim_, amax_bits, p_.softmax_scale < 0, query);
       s.row_scale[slot] = scale * fabsf(p_.softmax_scale) * kLog2e;
-      s.poisoned[slot] = !finite || !keys_finite;
-      if (p_.lse && sequence.seqlen_k > 0) {
-        F sum = Isa::set(0.f);
-        for (int c = 0; c < dim_; c += W) sum = Isa::fma(Isa::load(x + c), Isa::load(mean + c), sum);
-        s.lse_offset[slot] = Isa::sum(sum) * p_.softmax_scale;
-      }
+      s.lse_offset[slot] = Isa::sum(shift) * p_.softmax_scale;
+      s.poisoned[slot] = !is_finite(amax_bits) || !keys_finite;
     }
     for (int64_t strip = 0; strip < ceil_div(rows, kRows); ++strip) s.state[strip].reset();
   }

@@ -5,6 +5,8 @@
 // P; in 16 bits: 4095 for Q, 2047 for K and V, 8191 for P, so that a score's 256 products and the 128 of P V in a step,
 // whose P may all be at the maximum, add up to less than 2^31.
 #pragma once
+#include <type_traits>
+
 #include "cpu/simd.h"
 
 namespace sage::cpu {
@@ -32,18 +34,19 @@ struct Operand {
 // Head dims are padded with zeros to a multiple of 16: whole vectors of channels and whole 4-byte units of keys.
 constexpr int padded_head_dim(int head_dim) { return static_cast<int>(round_up(head_dim, 16)); }
 
-template <class Isa, class T>
-SAGE_INLINE void load_row(T const* src, int head_dim, float* dst) {
+// op(i, vector) for every vector of a row, at channels i to i + kLanes of the padded head dim.
+template <class Isa, class T, class Op>
+SAGE_INLINE void visit_row(T const* src, int head_dim, Op&& op) {
   constexpr int W = Isa::kLanes;
   int i = 0;
-  for (; i + W <= head_dim; i += W) Isa::store(dst + i, Isa::load(src + i));
+  for (; i + W <= head_dim; i += W) op(i, Isa::load(src + i));
   if (i < head_dim) {
     T tail[W] = {};
     memcpy(tail, src + i, (head_dim - i) * sizeof(T));
-    Isa::store(dst + i, Isa::load(tail));
+    op(i, Isa::load(tail));
     i += W;
   }
-  for (; i < padded_head_dim(head_dim); i += W) Isa::store(dst + i, Isa::set(0.f));
+  for (; i < padded_head_dim(head_dim); i += W) op(i, Isa::set(0.f));
 }
 
 template <class Isa, class T>
@@ -73,83 +76,73 @@ struct Rows {
            (batch * view.stride_batch + head * view.stride_head + row * view.stride_seq) * size;
   }
 
-  template <class Isa>
-  __attribute__((always_inline)) void load(int64_t row, float* dst) const {
+  // f(row pointer) for each row in [begin, end); the pointer has the element type.
+  template <class F>
+  __attribute__((always_inline)) void each(int64_t begin, int64_t end, F&& f) const {
     with_float_type(dtype, [&](auto type) {
-      load_row<Isa>(reinterpret_cast<decltype(type) const*>(data + row * stride_bytes), head_dim, dst);
+      for (int64_t row = begin; row < end; ++row) f(reinterpret_cast<decltype(type) const*>(data + row * stride_bytes));
     });
   }
 };
 
-template <class Isa>
-SAGE_INLINE float abs_max(float const* x, int n, bool* finite) {
-  auto bits = Isa::zero();
-  for (int i = 0; i < n; i += Isa::kLanes) bits = Isa::max_abs_bits(bits, Isa::load(x + i));
-  int32_t const top = Isa::max(bits);
-  *finite = top < 0x7f800000;
+// The largest magnitude from its float bits, at least kAmaxFloor.
+SAGE_INLINE float amax_from(int32_t bits) {
   float amax;
-  memcpy(&amax, &top, 4);
+  memcpy(&amax, &bits, 4);
   return amax > kAmaxFloor ? amax : kAmaxFloor;
 }
+SAGE_INLINE bool is_finite(int32_t magnitude_bits) { return magnitude_bits < 0x7f800000; }
 
-// Adds rows [begin, end) into sum[padded head dim].
+// Adds rows [begin, end) up into sum[padded head dim].
 template <class Isa>
 SAGE_TILE void sum_rows(Rows rows, int64_t begin, int64_t end, float* sum) {
-  int const n = padded_head_dim(rows.head_dim);
-  alignas(64) float x[256];
-  for (int i = 0; i < n; ++i) sum[i] = 0;
-  for (int64_t row = begin; row < end; ++row) {
-    rows.load<Isa>(row, x);
-    for (int i = 0; i < n; i += Isa::kLanes) Isa::store(sum + i, Isa::add(Isa::load(sum + i), Isa::load(x + i)));
-  }
+  for (int i = 0; i < padded_head_dim(rows.head_dim); ++i) sum[i] = 0;
+  rows.each(begin, end, [&](auto const* row) {
+    visit_row<Isa>(row, rows.head_dim, [&](int i, auto x) { Isa::store(sum + i, Isa::add(Isa::load(sum + i), x)); });
+  });
 }
 
 // Float bits of the largest |x| of each channel over rows [begin, end).
 template <class Isa>
 SAGE_TILE void channel_abs_max(Rows rows, int64_t begin, int64_t end, int32_t* amax_bits) {
-  int const n = padded_head_dim(rows.head_dim);
-  alignas(64) float x[256];
-  for (int i = 0; i < n; ++i) amax_bits[i] = 0;
-  for (int64_t row = begin; row < end; ++row) {
-    rows.load<Isa>(row, x);
-    for (int i = 0; i < n; i += Isa::kLanes)
-      Isa::store_int(amax_bits + i, Isa::max_abs_bits(Isa::load_int(amax_bits + i), Isa::load(x + i)));
-  }
+  for (int i = 0; i < padded_head_dim(rows.head_dim); ++i) amax_bits[i] = 0;
+  rows.each(begin, end, [&](auto const* row) {
+    visit_row<Isa>(row, rows.head_dim, [&](int i, auto x) {
+      Isa::store_int(amax_bits + i, Isa::max_abs_bits(Isa::load_int(amax_bits + i), x));
+    });
+  });
 }
 
-// Quantizes x * inverse_scale into `dst`. Returns the sum of the quantized values.
+// Quantizes x * inverse_scale into `dst`.
 template <class Isa, class T>
-SAGE_INLINE int32_t quantize_row(float const* x, int n, float inverse_scale, T* dst) {
+SAGE_INLINE void quantize_row(float const* x, int n, float inverse_scale, T* dst) {
   auto const inverse = Isa::set(inverse_scale);
-  auto sum = Isa::zero();
   for (int i = 0; i < n; i += Isa::kLanes) {
     auto const q = Isa::round(Isa::mul(Isa::load(x + i), inverse));
-    sum = Isa::add_int(sum, q);
     if constexpr (sizeof(T) == 1)
-      Isa::store_s8(reinterpret_cast<int8_t*>(dst + i), q);
+      Isa::store_s8(dst + i, q);
     else
-      Isa::store_s16(reinterpret_cast<int16_t*>(dst + i), q);
+      Isa::store_s16(dst + i, q);
   }
-  return Isa::sum(sum);
 }
 
-// One query row into `dst` (padded head dim operands). Byte operands are biased by 128, because the byte dot product
-// takes unsigned times signed; the packed keys carry the correction. Returns the scale; false if a value is not finite.
-// A negative softmax scale is folded into the row, so that scores and logits order alike.
+// One query row x, whose largest magnitude has the float bits `amax_bits`, into `dst` (padded head dim operands). Byte
+// operands are biased by 128, because the byte dot product takes unsigned times signed; the packed keys carry the
+// correction. A negative softmax scale is folded into the row, so that scores and logits order alike. Returns the
+// scale, 0 if a value is not finite.
 template <class Isa, int kBits>
-SAGE_INLINE bool pack_query(float const* x, int n, bool negate, void* dst, float* scale) {
-  bool finite;
-  float const amax = abs_max<Isa>(x, n, &finite);
-  *scale = finite ? amax / kQueryMax<kBits> : 0.f;
-  float const inverse = finite ? (negate ? -kQueryMax<kBits> : kQueryMax<kBits>) / amax : 0.f;
+SAGE_INLINE float pack_query(float const* x, int n, int32_t amax_bits, bool negate, void* dst) {
+  float const amax = amax_from(amax_bits);
+  float const limit = is_finite(amax_bits) ? kQueryMax<kBits> : 0.f;
+  float const inverse = (negate ? -limit : limit) / amax;
   if constexpr (Operand<Isa, kBits>::kBytes) {
-    uint8_t* const bytes = static_cast<uint8_t*>(dst);
+    int8_t* const bytes = static_cast<int8_t*>(dst);
     quantize_row<Isa>(x, n, inverse, bytes);
-    for (int i = 0; i < n; ++i) bytes[i] ^= 0x80;  // s8 to u8: adds 128
+    for (int i = 0; i < n; ++i) bytes[i] ^= -128;  // s8 to u8: adds 128
   } else {
     quantize_row<Isa>(x, n, inverse, static_cast<int16_t*>(dst));
   }
-  return finite;
+  return limit ? amax / limit : 0.f;
 }
 
 // Keys [0, count) of a group to [tile][unit][vector][lane][products], with their scales and the corrections that seed
@@ -158,36 +151,45 @@ SAGE_INLINE bool pack_query(float const* x, int n, bool negate, void* dst, float
 template <class Isa, int kBits>
 SAGE_TILE bool pack_keys(Rows rows, int64_t row0, int count, float const* mean, void* dst, int32_t* seeds,
                          float* scales) {
-  constexpr int kSize = Operand<Isa, kBits>::kSize;
-  int const n = padded_head_dim(rows.head_dim);
-  int const row_bytes = static_cast<int>(round_up(n * kSize, 64));
-  alignas(64) char quantized[kGroup * 256 * kSize];
+  using T = typename std::conditional<Operand<Isa, kBits>::kBytes, int8_t, int16_t>::type;
+  int const n = padded_head_dim(rows.head_dim), stride = static_cast<int>(round_up(n, 64 / sizeof(T)));
+  alignas(64) T quantized[kGroup * 256];
   alignas(64) float x[256];
   bool all_finite = true;
-  for (int key = 0; key < kGroup; ++key) {
-    char* const row = quantized + key * row_bytes;
-    int const position = score_position<Isa>(key);
-    if (key >= count) {
-      memset(row, 0, row_bytes);
-      seeds[position] = 0;
-      scales[position] = 0;
-      continue;
-    }
-    rows.load<Isa>(row0 + key, x);
-    for (int i = 0; i < n; i += Isa::kLanes) Isa::store(x + i, Isa::sub(Isa::load(x + i), Isa::load(mean + i)));
-    bool finite;
-    float const amax = abs_max<Isa>(x, n, &finite);
-    all_finite &= finite;
-    float const inverse = finite ? kKeyMax<kBits> / amax : 0.f;
-    int32_t sum = 0;
-    if constexpr (kSize == 1)
-      sum = quantize_row<Isa>(x, n, inverse, reinterpret_cast<int8_t*>(row));
-    else
-      quantize_row<Isa>(x, n, inverse, reinterpret_cast<int16_t*>(row));
-    seeds[position] = Operand<Isa, kBits>::kBytes ? -128 * sum : 0;
-    scales[position] = finite ? amax / kKeyMax<kBits> : 0.f;
+  int key = 0;
+  rows.each(row0, row0 + count, [&](auto const* row) {
+    auto bits = Isa::zero();
+    visit_row<Isa>(row, rows.head_dim, [&](int i, auto value) {
+      auto const centred = Isa::sub(value, Isa::load(mean + i));
+      Isa::store(x + i, centred);
+      bits = Isa::max_abs_bits(bits, centred);
+    });
+    int32_t const amax_bits = Isa::max(bits);
+    float const amax = amax_from(amax_bits), limit = is_finite(amax_bits) ? kKeyMax<kBits> : 0.f;
+    all_finite &= limit > 0;
+    quantize_row<Isa>(x, n, limit / amax, quantized + key * stride);
+    scales[score_position<Isa>(key)] = amax / kKeyMax<kBits>;
+    ++key;
+  });
+  for (; key < kGroup; ++key) {
+    memset(quantized + key * stride, 0, stride * sizeof(T));
+    scales[score_position<Isa>(key)] = 0;
   }
-  Isa::pack_keys(reinterpret_cast<uint32_t const*>(quantized), n * kSize / 4, static_cast<uint32_t*>(dst));
+  int const units = n * static_cast<int>(sizeof(T)) / 4;
+  Isa::pack_keys(reinterpret_cast<uint32_t const*>(quantized), units, static_cast<uint32_t*>(dst));
+  if constexpr (Operand<Isa, kBits>::kBytes) {  // minus the bias of Q times the sum of the key
+    constexpr int W = Isa::kLanes, kTile = Isa::kVecs * W;
+    char const* packed = static_cast<char const*>(dst);
+    for (int position = 0; position < kGroup; position += W) {
+      auto bias = Isa::zero();
+      for (int unit = 0; unit < units; ++unit) {
+        int const vector = position / kTile * units * Isa::kVecs + unit * Isa::kVecs + position % kTile / W;
+        Isa::dot8(bias, Isa::set_int(static_cast<int32_t>(0x80808080)), Isa::load_int(packed + vector * W * 4));
+      }
+      Isa::store_int(seeds + position, bias);
+    }
+    for (int position = 0; position < kGroup; ++position) seeds[position] = -seeds[position];
+  }
   return all_finite;
 }
 
@@ -199,17 +201,18 @@ SAGE_TILE void pack_values(Rows rows, int64_t row0, int count, float const* inve
   int const n = padded_head_dim(rows.head_dim), vectors = n / W;
   alignas(64) float x[kKeys][256];
   for (int step = 0; step < kGroup / kKeys; ++step) {
-    for (int e = 0; e < kKeys; ++e) {
-      if (step * kKeys + e < count)
-        rows.load<Isa>(row0 + step * kKeys + e, x[e]);
-      else
-        memset(x[e], 0, n * sizeof(float));
-    }
+    int const present = static_cast<int>(max64(0, min64(kKeys, count - step * kKeys)));
+    int e = 0;
+    rows.each(row0 + step * kKeys, row0 + step * kKeys + present, [&](auto const* row) {
+      visit_row<Isa>(row, rows.head_dim, [&](int i, auto value) { Isa::store(x[e] + i, value); });
+      ++e;
+    });
+    for (; e < kKeys; ++e) memset(x[e], 0, n * sizeof(float));
     for (int vector = 0; vector < vectors; ++vector) {
       auto const inverse = Isa::load(inverse_scales + vector * W);
       typename Isa::I q[kKeys];
-      SAGE_UNROLL for (int e = 0; e < kKeys; ++e)
-        q[e] = Isa::round(Isa::mul(Isa::load(x[e] + vector * W), inverse));
+      SAGE_UNROLL for (int j = 0; j < kKeys; ++j)
+        q[j] = Isa::round(Isa::mul(Isa::load(x[j] + vector * W), inverse));
       int const first = vector / Isa::kVecs * Isa::kVecs;  // of this channel tile
       int const tile_vectors = vectors - first < Isa::kVecs ? vectors - first : Isa::kVecs;
       char* const out =

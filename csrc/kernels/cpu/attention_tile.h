@@ -1,7 +1,5 @@
 // The steps of one strip (kRows query rows) against one key block: scores, mask, softmax, P V.
 #pragma once
-#include <type_traits>
-
 #include "common/mask.h"
 #include "cpu/attention_pack.h"
 
@@ -207,7 +205,8 @@ SAGE_TILE void pv_tile(void const* p, int64_t p_stride, void const* v, int64_t v
   constexpr int kRows = Isa::kRows, W = Isa::kLanes, kSize = Operand<Isa, kBits>::kSize;
   I acc[kRows][kTileVecs];
   SAGE_UNROLL for (int r = 0; r < kRows; ++r) {
-    SAGE_UNROLL for (int c = 0; c < kTileVecs; ++c) acc[r][c] = Isa::zero();
+    SAGE_UNROLL for (int c = 0; c < kTileVecs; ++c)
+      acc[r][c] = Isa::zero();
   }
   char const* probabilities = static_cast<char const*>(p);
   for (int g = 0; g < groups; ++g) {
