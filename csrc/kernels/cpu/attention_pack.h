@@ -142,7 +142,7 @@ SAGE_INLINE float pack_query(float const* x, int n, int32_t amax_bits, bool nega
   } else {
     quantize_row<Isa>(x, n, inverse, static_cast<int16_t*>(dst));
   }
-  return limit ? amax / limit : 0.f;
+  return limit > 0 ? amax / limit : 0.f;
 }
 
 // Keys [0, count) of a group to [tile][unit][vector][lane][products], with their scales and the corrections that seed
@@ -168,7 +168,7 @@ SAGE_TILE bool pack_keys(Rows rows, int64_t row0, int count, float const* mean, 
     float const amax = amax_from(amax_bits), limit = is_finite(amax_bits) ? kKeyMax<kBits> : 0.f;
     all_finite &= limit > 0;
     quantize_row<Isa>(x, n, limit / amax, quantized + key * stride);
-    scales[score_position<Isa>(key)] = amax / kKeyMax<kBits>;
+    scales[score_position<Isa>(key)] = limit > 0 ? amax / limit : 0.f;
     ++key;
   });
   for (; key < kGroup; ++key) {

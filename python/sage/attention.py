@@ -1,0 +1,138 @@
+"""Quantized attention on PyTorch tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import ops
+from ._checks import check_dense, check_type, check_window_type
+from ._select import choose
+from .recipe import Recipe
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    layout: str = "bhsd",
+    window_size: tuple[int, int] = (-1, -1),
+    seqused_k: Tensor | None = None,
+    recipe: str | Recipe = "auto",
+    backend: str = "auto",
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(scale * q k^T + attn_mask) v, with both matmuls in the low precision that `recipe` names.
+
+    The methods are SageAttention (arXiv 2410.02367, section 4), SageAttention2 (2411.10958, section 3),
+    SageAttention2++ (2505.21136, section 3), SageAttention3 and SageBwd (2505.11594, sections 3 and 4); `sage.Recipe`
+    says what each of them does.
+
+    Args:
+        q: (batch, num_heads_q, seqlen_q, head_dim), float32, float16 or bfloat16; head_dim within [1, 256]. Any
+            strides with a contiguous head_dim are read in place, here and in k and v.
+        k, v: (batch, num_heads_kv, seqlen_k, head_dim), dtype and device of q; num_heads_kv divides num_heads_q.
+        attn_mask: 2 to 4 dimensions that broadcast to (batch, num_heads_q, seqlen_q, seqlen_k). bool: True where a
+            key is seen. float32, float16 or bfloat16: added to the scores; -inf hides a key, a finite value never does.
+        is_causal: query i sees keys j <= i + seqlen_k - seqlen_q, so that the last query sees the last key, where
+            seqlen_k is `seqused_k` of the sequence if that is given. Applies together with the other rules.
+        scale: finite factor of the scores; head_dim ** -0.5 if None.
+        layout: "bhsd", or "bshd" for q (batch, seqlen_q, num_heads_q, head_dim), k, v and out likewise.
+        window_size: (left, right). Query i sees key i + seqlen_k - seqlen_q, so many keys before it and so many after
+            it; -1 leaves a side open.
+        seqused_k: int32 (batch,), each within [0, seqlen_k]: only that many keys exist. Values are checked on the CPU.
+        recipe: "auto", the name of a preset, which fields may follow ("sage2(smooth_v=True)"), or a `sage.Recipe`.
+            To the CPU kernels a preset's name means its twin "<name>@cpu" where there is one.
+        backend: "auto", "cpu", "cuda" or "reference", the recipe in plain PyTorch on any device.
+        return_lse: also return the logarithm of the softmax's denominator.
+
+    Returns:
+        out, with the dtype, shape and layout of q and contiguous; with `return_lse`, (out, lse), where lse is float32
+        (batch, num_heads_q, seqlen_q) in natural-log units, whatever the layout. A query that sees no key has out = 0
+        and lse = -inf. Non-finite values of q stay in their row, of v in their channel, of k in their head.
+        Only `recipe="sagebwd"` can be differentiated, with respect to q, k and v and through out alone.
+
+    Raises:
+        TypeError: an argument has the wrong Python type.
+        ValueError: a shape, dtype, device, stride, name or number is not allowed; the message names it.
+        NotImplementedError: the request is valid, and no kernel serves it; the message says why.
+    """
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        check_dense(name, tensor)
+    check_type("attn_mask", attn_mask, Tensor, type(None))
+    check_type("layout", layout, str)
+    _check_rules(is_causal, scale, window_size, seqused_k, return_lse)
+    backend, recipe = choose(q.device.type, recipe, backend)
+    out, lse = ops.attention(q, k, v, attn_mask, seqused_k, is_causal, scale, window_size[0], window_size[1], layout,
+                             recipe, backend, return_lse or _needs_gradient(q, k, v))
+    return (out, lse) if return_lse else out
+
+
+def attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    seqused_k: Tensor | None = None,
+    recipe: str | Recipe = "auto",
+    backend: str = "auto",
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`attention` on sequences of different lengths, packed one after the other without padding.
+
+    Sequence b is q[cu_seqlens_q[b] : cu_seqlens_q[b + 1]], and k and v likewise by cu_seqlens_k. Everything else is as
+    in `attention`, per sequence; so are the means and scales of the recipe.
+
+    Args:
+        q: (total_q, num_heads_q, head_dim).
+        k, v: (total_k, num_heads_kv, head_dim).
+        cu_seqlens_q, cu_seqlens_k: int32 (batch + 1,) on the device of q, ascending from 0 to total_q and total_k.
+            Values are checked on the CPU.
+        max_seqlen_q, max_seqlen_k: at least the longest sequence.
+        seqused_k: int32 (batch,), each within [0, the sequence's length]: only that many of its keys exist.
+        is_causal, scale, window_size, recipe, backend, return_lse: as in `attention`, with the sequence's lengths.
+
+    Returns:
+        out, with the dtype and shape of q and contiguous; with `return_lse`, (out, lse), where lse is float32
+        (num_heads_q, total_q).
+
+    Raises:
+        As `attention`.
+    """
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        check_dense(name, tensor)
+    check_type("cu_seqlens_q", cu_seqlens_q, Tensor)
+    check_type("cu_seqlens_k", cu_seqlens_k, Tensor)
+    check_type("max_seqlen_q", max_seqlen_q, int)
+    check_type("max_seqlen_k", max_seqlen_k, int)
+    _check_rules(is_causal, scale, window_size, seqused_k, return_lse)
+    backend, recipe = choose(q.device.type, recipe, backend)
+    out, lse = ops.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k,
+                                    is_causal, scale, window_size[0], window_size[1], recipe, backend,
+                                    return_lse or _needs_gradient(q, k, v))
+    return (out, lse) if return_lse else out
+
+
+def _check_rules(is_causal: bool, scale: float | None, window_size: tuple[int, int], seqused_k: Tensor | None,
+                 return_lse: bool) -> None:
+    check_type("is_causal", is_causal, bool)
+    check_type("scale", scale, float, int, type(None))
+    check_window_type(window_size)
+    check_type("seqused_k", seqused_k, Tensor, type(None))
+    check_type("return_lse", return_lse, bool)
+
+
+def _needs_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Then the operator must return the LSE, which the backward pass reads."""
+    return torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)

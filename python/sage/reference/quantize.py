@@ -1,0 +1,123 @@
+"""Rounding of Q, K and V to a recipe's formats: scale groups, smoothing, scales.
+
+Tensors are grouped as `Geometry` says: (batch, num_heads_kv, group, seqlen, head_dim), float32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..recipe import Recipe
+from .numerics import E2M1_MAX, round_e2m1, round_e4m3, round_integer
+
+# An all-zero group is scaled as if its largest magnitude were this: the scale and its inverse stay normal float32
+# numbers for every limit up to 8191, and the rounded values are 0.
+AMAX_FLOOR = 1e-34
+
+# Largest magnitudes of the rounded Q and K. For int16, 4095 * 2047 * head_dim < 2^31 up to head_dim 256.
+QK_LIMITS = {"int8": (127, 127), "int4": (7, 7), "int16": (4095, 2047)}
+
+WARP_ROWS = 32  # query rows of one warp (SageAttention2, section 3.2)
+NVFP4_BLOCK = 16  # elements that share one ue4m3 scale
+
+
+class Quantized(NamedTuple):
+    """x is about values * scale; `scale` broadcasts to `values`, which the format holds exactly."""
+
+    values: Tensor
+    scale: Tensor
+
+
+def query_groups(seqlen: int, recipe: Recipe, device: torch.device) -> Tensor:
+    """int64 (seqlen,): the scale group of each query row."""
+    row = torch.arange(seqlen, device=device)
+    if recipe.qk_granularity == "token":
+        return row
+    if recipe.qk_granularity == "thread":  # thread lane / 4 = t of a warp owns rows 8i + t
+        return row // WARP_ROWS * 8 + row % 8
+    return row // (WARP_ROWS if recipe.qk_granularity == "warp" else recipe.block_q)
+
+
+def key_groups(seqlen: int, recipe: Recipe, device: torch.device) -> Tensor:
+    """int64 (seqlen,): the scale group of each key."""
+    key = torch.arange(seqlen, device=device)
+    if recipe.qk_granularity == "token":
+        return key
+    if recipe.qk_granularity == "thread":  # thread lane % 4 = t of a warp owns keys 8i + 2t and 8i + 2t + 1
+        return key // recipe.block_k * 4 + key % 8 // 2
+    return key // recipe.block_k
+
+
+def quantize_rows(x: Tensor, groups: Tensor, limit: int) -> Quantized:
+    """Integers up to +-limit with one scale per group of rows; scale is (..., seqlen, 1)."""
+    amax = _shared_amax(x.abs().amax(-1), groups)[..., None]
+    return Quantized(round_integer(x * (limit / amax), limit), amax / limit)
+
+
+def quantize_nvfp4(x: Tensor) -> Tensor:
+    """NVFP4 along the last dimension, dequantized: e2m1 values times one ue4m3 scale per 16 elements.
+
+    The scale is amax / 6 rounded to e4m3, and x is divided by the rounded scale. There is no second-level scale:
+    blocks whose amax is below 6 * 2^-10 become zero, and amax saturates at 448 * 6.
+    The product of an e2m1 and an e4m3 value has 6 significant bits: float32 holds it, and sums of such products, as
+    exactly as the tensor core's float32 accumulator.
+    """
+    size = x.shape[-1]
+    blocks = torch.nn.functional.pad(x, (0, -size % NVFP4_BLOCK)).unflatten(-1, (-(-size // NVFP4_BLOCK), NVFP4_BLOCK))
+    scale = round_e4m3(blocks.abs().amax(-1, keepdim=True) / E2M1_MAX)
+    values = round_e2m1(blocks / scale.masked_fill(scale == 0, torch.inf))
+    return (values * scale).flatten(-2)[..., :size]
+
+
+def block_mean(x: Tensor, block: int) -> Tensor:
+    """Mean of every `block` rows, (..., seqlen, head_dim): each row holds the mean of its block's rows."""
+    groups = torch.arange(x.shape[-2], device=x.device) // block
+    count = torch.bincount(groups).to(x.dtype)[:, None]
+    total = x.new_zeros(*x.shape[:-2], count.shape[0], x.shape[-1]).index_add(-2, groups, x)
+    return (total / count).index_select(-2, groups)
+
+
+def quantize_v(v: Tensor, recipe: Recipe, dtype: torch.dtype) -> Quantized:
+    """V in the recipe's format. v is zero past the sequence's length, so those keys do not enter the scales.
+
+    `dtype` is that of the caller's V. scale is (..., 1, head_dim) per channel or (..., seqlen, 1) per block.
+    """
+    if recipe.v_granularity == "block":
+        groups = torch.arange(v.shape[-2], device=v.device) // recipe.block_k
+        amax = _shared_amax(v.abs().amax(-1), groups)[..., None]
+    else:
+        floor = v.new_full((*v.shape[:-2], 1, v.shape[-1]), AMAX_FLOOR)
+        amax = torch.cat([floor, v.abs()], -2).amax(-2, keepdim=True)
+    operand_dtype = fp16_operand_dtype(recipe, dtype)
+    if recipe.v_max:
+        scale = amax / recipe.v_max
+    elif recipe.pv == "fp16" and operand_dtype != dtype:
+        # Wider than fp16: the power of two that brings the group below 1 loses nothing and rules out overflow.
+        scale = torch.exp2(torch.frexp(amax).exponent.to(v.dtype))
+    else:
+        scale = torch.ones_like(amax)
+    scaled = v / scale
+    if recipe.pv in ("int8", "int16"):
+        values = round_integer(scaled, recipe.v_max)
+    elif recipe.pv == "fp8_e4m3":
+        values = round_e4m3(scaled)
+    elif recipe.pv == "nvfp4":  # blocks of 16 consecutive keys of one channel
+        values = quantize_nvfp4(scaled.mT).mT
+    else:
+        values = scaled.to(operand_dtype).float()
+    return Quantized(values, scale)
+
+
+def fp16_operand_dtype(recipe: Recipe, dtype: torch.dtype) -> torch.dtype:
+    """The format of P and V for pv "fp16": the caller's V's, but fp16 for float32 and under an fp16 accumulator."""
+    return torch.bfloat16 if dtype == torch.bfloat16 and "fp16" not in recipe.pv_accum else torch.float16
+
+
+def _shared_amax(row_amax: Tensor, groups: Tensor) -> Tensor:
+    """(..., seqlen) -> (..., seqlen): each row's value becomes the largest of its group, at least AMAX_FLOOR."""
+    num_groups = int(groups.max()) + 1 if groups.numel() else 0
+    shared = row_amax.new_full((*row_amax.shape[:-1], num_groups), AMAX_FLOOR)
+    return shared.scatter_reduce(-1, groups.expand_as(row_amax), row_amax, "amax").index_select(-1, groups)

@@ -1,0 +1,111 @@
+"""Plants bugs in the CPU kernels, one at a time, and checks that the tests catch each of them.
+
+    python tests/planted_bugs.py [NAME ...]
+
+Works on a copy of the sources. A bug that survives means that a test is missing. Takes about half a minute per bug.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = "csrc/kernels/"
+UNWANTED = shutil.ignore_patterns(".git", ".venv", "build", "dist", "_C*.so", "__pycache__")
+TESTS = ["tests/test_attention.py", "tests/test_varlen.py"]
+
+
+class Bug(NamedTuple):
+    file: str
+    right: str  # occurs exactly once in the file
+    wrong: str
+
+
+BUGS = {
+    "causal mask off by one": Bug("common/mask.h", "seqlen_q + right + 1;", "seqlen_q + right;"),
+    "causal diagonal at the top left": Bug("common/mask.h", "row + seqlen_k - seqlen_q + right", "row + right"),
+    "window one key too wide": Bug("common/mask.h", "- window_left;", "- window_left - 1;"),
+    "seqused_k ignored": Bug("common/seqlen.h", "if (seqused_k) s.", "if (false) s."),
+    "packed keys start at the query offset": Bug("common/seqlen.h", "s.row_k = cu_seqlens_k[batch];", "s.row_k = cu_seqlens_q[batch];"),
+    "no zero fill behind the last value": Bug("cpu/attention_pack.h", "memset(x[e], 0, n * sizeof(float));", ";"),
+    "no correction for the bias of Q": Bug("cpu/attention_pack.h", "seeds[position] = -seeds[position];", "seeds[position] = 0;"),
+    "key scale of the wrong key": Bug("cpu/attention_pack.h", "scales[score_position<Isa>(key)] = limit", "scales[key] = limit"),
+    "negative softmax scale not folded into Q": Bug("cpu/attention_pack.h", "(negate ? -limit : limit) / amax", "limit / amax"),
+    "16-bit probabilities overflow the sum": Bug("cpu/attention_pack.h", "kBits == 8 ? 255.f : 8191.f", "kBits == 8 ? 255.f : 16383.f"),
+    "old output not rescaled": Bug("cpu/attention_tile.h", "take, Isa::mul(Isa::load(out), keep))", "take, Isa::load(out))"),
+    "maximum of the masked scores kept": Bug("cpu/attention_tile.h", "    row_max[r] = top;\n  }\n}", "    (void)top;\n  }\n}"),
+    "finite mask value becomes -inf": Bug("cpu/attention_tile.h", "x < -kFloatMax ? -kFloatMax : x", "x < -kFloatMax ? -kInfinity : x"),
+    "additive mask not in base 2": Bug("cpu/attention_tile.h", "bias[j] * kLog2e, bounded", "bias[j], bounded"),
+    "mask read as if contiguous": Bug("cpu/attention_tile.h", "src[j * stride_k] ?", "src[j] ?"),
+    "LSE from the rounded probabilities": Bug("cpu/attention_tile.h", "exact = Isa::add(exact, y[v]);", "exact = Isa::add(exact, Isa::to_float(Isa::round(y[v])));"),
+    "LSE not corrected for the mean of K": Bug("cpu/attention_kernel.h", "= Isa::sum(shift) * p_.softmax_scale;", "= 0;"),
+    "wrong head of K and V": Bug("cpu/attention_kernel.h", "at.head / (p_.num_heads_q / p_.num_heads_kv)", "at.head % p_.num_heads_kv"),
+    "V scaled by the maximum of its last chunk": Bug("cpu/attention_kernel.h", "amax_bits[c] = amax_bits[c] > bits ? amax_bits[c] : bits;", "amax_bits[c] = bits;"),
+    "row without keys not zeroed": Bug("cpu/attention_kernel.h", "visible ? scaled : Isa::set(0.f)", "scaled"),
+    "NaN swallowed": Bug("cpu/attention_kernel.h", "= !is_finite(amax_bits) || !keys_finite;", "= false;"),
+    "last partial strip skipped": Bug("cpu/attention_kernel.h", "strips = ceil_div(rows, kRows);", "strips = max64(1, rows / kRows);"),
+}
+
+
+def run(*command: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(part) for part in command], cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def build(tree: Path) -> None:
+    """Builds the extension of `tree` into its Python package."""
+    folder = tree / "build"
+    if not folder.exists():
+        configured = run("cmake", "-G", "Ninja", "-S", tree, "-B", folder, "-DSAGE_PYTHON=ON", "-DSAGE_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}", cwd=tree)
+        if configured.returncode:
+            sys.exit(configured.stdout)
+    built = run("cmake", "--build", folder, cwd=tree)
+    if built.returncode:
+        sys.exit(built.stdout)
+    (module,) = (folder / "csrc").glob("_C*.so")
+    shutil.copy(module, tree / "python/sage")
+
+
+def test(tree: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(tree / "python")}
+    return run(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *options, *TESTS, cwd=tree, env=env)
+
+
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in BUGS]
+    if unknown:
+        sys.exit(f"unknown bug {unknown[0]!r}; there are:\n  " + "\n  ".join(BUGS))
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "sage"
+        shutil.copytree(ROOT, tree, ignore=UNWANTED)
+        build(tree)
+        clean = test(tree)
+        if clean.returncode:
+            sys.exit("the tests fail without any bug:\n" + clean.stdout)
+        survivors = []
+        for name in names or BUGS:
+            bug = BUGS[name]
+            path = tree / KERNELS / bug.file
+            text = path.read_text()
+            if text.count(bug.right) != 1:
+                sys.exit(f"{name}: {bug.right!r} occurs {text.count(bug.right)} times in {bug.file}, not once")
+            path.write_text(text.replace(bug.right, bug.wrong))
+            build(tree)
+            result = test(tree)
+            path.write_text(text)
+            caught = result.returncode == 1  # pytest's code for failed tests
+            failed = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]
+            print(f"{'caught' if caught else 'SURVIVED':<9} {name}: {failed[0][7:100] if failed else f'exit {result.returncode}'}", flush=True)
+            if not caught:
+                survivors.append(name)
+    print(f"{len(names or BUGS) - len(survivors)} passed, {len(survivors)} failed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,464 @@
+"""`sage.attention` on every backend: each feature against float64, the kernels against the reference's steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sage
+from compare import compare
+from distributions import nrmse
+from sage import _C
+from sage.recipe import PRESETS
+from sage.reference import exact
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+RECIPES = ("int16", "sage1@cpu", "sage1_int8@cpu")
+"""The recipes that every backend serves."""
+
+NRMSE = {"int16": 0.0012, "sage1@cpu": 0.012, "sage1_int8@cpu": 0.018}
+"""The accuracy that the project states for normal data at seqlen 1k, which is the hard case: fewer keys err less."""
+
+# One rounding unit of the output.
+DTYPE_EPS = {torch.float32: 2.0**-23, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+# Errors of single elements, of out against max|v|: a score is off by about sqrt(head_dim) * scale * half a code, a code
+# being 1 / 127 of the largest |q| or |k| of its row for INT8, 1 / 4095 and 1 / 2047 for INT16, and a probability of
+# INT8 by 1 / 510 of the largest.
+MAX_ERROR = {"int16": 1.5e-3, "sage1@cpu": 0.02, "sage1_int8@cpu": 0.025}
+LSE_ERROR = {"int16": 2e-3, "sage1@cpu": 0.05, "sage1_int8@cpu": 0.05}
+
+# Kernels follow the reference's steps with sums in another order and their own exp2, so that a code on a rounding tie
+# can differ by one. In P it moves one probability, by 1 / 255 of the largest for u8 and 1 / 8191 for INT16; in Q or K
+# it moves the scores of a row or a key by about 1 / 127 (1 / 2047) of a typical one.
+MAX_DIFFERENCE = {"int16": 2e-4, "sage1@cpu": 5e-4, "sage1_int8@cpu": 2e-3}
+MAX_LSE_DIFFERENCE = {"int16": 3e-4, "sage1@cpu": 3e-3, "sage1_int8@cpu": 3e-3}
+
+# The softmax works in base 2, so that is where float32 ends. Rounding of float32 is what is left of an LSE near there.
+LSE_LIMIT = torch.finfo(torch.float32).max * math.log(2)
+LSE_RTOL = 1e-6
+
+
+def make(
+    seqlen_q: int,
+    seqlen_k: int,
+    head_dim: int = 64,
+    *,
+    batch: int = 1,
+    num_heads_q: int = 2,
+    num_heads_kv: int = 2,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Tensor]:
+    q = torch.randn(batch, num_heads_q, seqlen_q, head_dim).to(dtype)
+    k, v = (torch.randn(batch, num_heads_kv, seqlen_k, head_dim).to(dtype) for _ in range(2))
+    return q, k, v
+
+
+def check(
+    backend: str, recipe: str, q: Tensor, k: Tensor, v: Tensor, *, error: float = 1.0, **rules: Any
+) -> tuple[Tensor, Tensor]:
+    """Run, and compare with float64 and with the reference of the same recipe. Tensors are bhsd; `error` scales all
+    bounds where a case is harder than normal data, as larger scores are."""
+    before = [t.clone() for t in (q, k, v)]
+    out, lse = sage.attention(q, k, v, recipe=recipe, backend=backend, return_lse=True, **rules)
+    for name, t, saved in zip("qkv", (q, k, v), before):
+        assert torch.equal(t.nan_to_num(), saved.nan_to_num()), f"{name} was modified"
+    assert out.shape == q.shape and out.dtype == q.dtype and out.is_contiguous()
+    assert lse.shape == q.shape[:3] and lse.dtype == torch.float32 and lse.is_contiguous()
+
+    expected, expected_lse = exact(q, k, v, **to_reference(q, rules))
+    largest = float(v.nan_to_num().abs().max()) if v.numel() else 0.0
+    eps = DTYPE_EPS[q.dtype]
+    assert out.isfinite().all()
+    if expected.norm():
+        assert nrmse(out, expected) <= error * NRMSE[recipe] + eps
+    compare(out, expected, atol=(error * MAX_ERROR[recipe] + eps) * largest, what="out against float64")
+    expected_lse = torch.where(expected_lse == -torch.inf, expected_lse, expected_lse.clamp(-LSE_LIMIT, LSE_LIMIT))
+    compare(lse, expected_lse, atol=error * LSE_ERROR[recipe], rtol=LSE_RTOL, what="lse against float64")
+    if backend != "reference":
+        same, same_lse = sage.attention(q, k, v, recipe=recipe, backend="reference", return_lse=True, **rules)
+        compare(out, same, atol=(error * MAX_DIFFERENCE[recipe] + eps) * largest, what="out against the reference")
+        compare(lse, same_lse, atol=error * MAX_LSE_DIFFERENCE[recipe], rtol=LSE_RTOL, what="lse against the reference")
+    return out, lse
+
+
+def to_reference(q: Tensor, rules: dict[str, Any]) -> dict[str, Any]:
+    names = {"is_causal": "causal", "window_size": "window"}
+    return {"scale": q.shape[-1] ** -0.5} | {names.get(name, name): value for name, value in rules.items()}
+
+
+every_recipe = pytest.mark.parametrize("recipe", RECIPES)
+
+
+@every_recipe
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize(
+    "seqlens",
+    [(1, 1), (9, 9), (63, 64), (64, 65), (65, 63), (129, 1), (1, 129), (1001, 503), (503, 1001)],
+    ids=lambda s: f"{s[0]}x{s[1]}",
+)
+def test_lengths(backend: str, recipe: str, seqlens: tuple[int, int], is_causal: bool) -> None:
+    check(backend, recipe, *make(*seqlens), is_causal=is_causal)
+
+
+@every_recipe
+@pytest.mark.parametrize("head_dim", [1, 7, 32, 64, 80, 96, 128, 192, 256])
+def test_head_dims(backend: str, recipe: str, head_dim: int) -> None:
+    # With few channels one coarse code of V weighs more than normal data at head_dim 64 and above shows.
+    check(backend, recipe, *make(65, 130, head_dim), is_causal=True, error=2.0 if head_dim < 32 else 1.0)
+
+
+@every_recipe
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_dtypes(backend: str, recipe: str, dtype: torch.dtype) -> None:
+    check(backend, recipe, *make(70, 140, batch=2, dtype=dtype))
+
+
+@every_recipe
+@pytest.mark.parametrize("num_heads", [(8, 2), (6, 1), (3, 3)], ids=["gqa", "mqa", "mha"])
+def test_heads(backend: str, recipe: str, num_heads: tuple[int, int]) -> None:
+    q, k, v = make(65, 70, batch=2, num_heads_q=num_heads[0], num_heads_kv=num_heads[1])
+    out, lse = check(backend, recipe, q, k, v)
+    repeated = [t.repeat_interleave(num_heads[0] // num_heads[1], 1) for t in (k, v)]
+    out_repeated, lse_repeated = check(backend, recipe, q, *repeated)
+    assert torch.equal(out, out_repeated) and torch.equal(lse, lse_repeated)
+
+
+@every_recipe
+@pytest.mark.parametrize("scale", [0.3, 0.01, 0.0, -0.2])
+def test_scale(backend: str, recipe: str, scale: float) -> None:
+    check(backend, recipe, *make(33, 90), scale=scale, error=3.0)
+
+
+@every_recipe
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("window_size", [(0, 0), (5, 0), (-1, 3), (16, -1), (0, -1), (70, 40)], ids=str)
+@pytest.mark.parametrize("seqlens", [(65, 140), (140, 65)], ids=["more_keys", "more_queries"])
+def test_windows(
+    backend: str, recipe: str, seqlens: tuple[int, int], window_size: tuple[int, int], is_causal: bool
+) -> None:
+    check(backend, recipe, *make(*seqlens, head_dim=32), window_size=window_size, is_causal=is_causal)
+
+
+MASK_SHAPES = [
+    (70, 90),
+    (1, 90),
+    (70, 1),
+    (4, 1, 90),
+    (1, 1, 70, 90),
+    (2, 1, 1, 90),
+    (1, 4, 70, 1),
+    (2, 4, 1, 1),
+    (2, 4, 70, 90),
+]
+
+
+@every_recipe
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", MASK_SHAPES, ids=str)
+def test_masks(backend: str, recipe: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Every dimension broadcast or not; a third of the entries hide their key, which can be all keys of a query."""
+    hidden = torch.rand(shape) < 0.3
+    mask = ~hidden if dtype == torch.bool else torch.randn(shape).masked_fill(hidden, -torch.inf).to(dtype)
+    check(backend, recipe, *make(70, 90, 32, batch=2, num_heads_q=4), attn_mask=mask)
+
+
+@every_recipe
+def test_mask_with_other_rules(backend: str, recipe: str) -> None:
+    """A query sees a key that the mask, the causal rule, the window and the length all let it see."""
+    mask = torch.rand(2, 1, 70, 90) < 0.7
+    seqused_k = torch.tensor([90, 75], dtype=torch.int32)
+    check(
+        backend,
+        recipe,
+        *make(70, 90, batch=2),
+        attn_mask=mask,
+        is_causal=True,
+        window_size=(40, 5),
+        seqused_k=seqused_k,
+    )
+
+
+@every_recipe
+def test_mask_strides(backend: str, recipe: str) -> None:
+    q, k, v = make(70, 90)
+    mask = torch.randn(90, 70).T
+    strided, _ = check(backend, recipe, q, k, v, attn_mask=mask)
+    contiguous, _ = check(backend, recipe, q, k, v, attn_mask=mask.contiguous())
+    assert torch.equal(strided, contiguous)
+
+
+@every_recipe
+def test_fully_masked_rows(backend: str, recipe: str) -> None:
+    q, k, v = make(70, 200)
+    mask = torch.ones(70, 200, dtype=torch.bool)
+    mask[3] = mask[64:68] = False
+    for form in (mask, torch.zeros(70, 200).masked_fill(~mask, -torch.inf)):
+        out, lse = check(backend, recipe, q, k, v, attn_mask=form)
+        assert (out[:, :, ~mask.any(1)] == 0).all() and (lse[:, :, ~mask.any(1)] == -torch.inf).all()
+
+
+@every_recipe
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_finite_mask_values_hide_nothing(backend: str, recipe: str, dtype: torch.dtype) -> None:
+    """finfo.min is -inf for a query that sees other keys, and the same for all keys where it is everywhere."""
+    q, k, v = make(40, 150)
+    lowest = torch.finfo(dtype).min
+    mask = torch.zeros(40, 150, dtype=dtype)
+    mask[:, 100:] = lowest
+    mask[7] = lowest
+    out, lse = check(backend, recipe, q, k, v, attn_mask=mask)
+    assert lse.isfinite().all()
+    if dtype != torch.float16:  # where scores of order 1 vanish beside the mask; beside float16's -65504 they do not
+        compare(out[:, :, 7], v.double().mean(2), atol=2e-3 * float(v.abs().max()), what="the mean of v")
+
+
+@every_recipe
+def test_infinite_mask_values(backend: str, recipe: str) -> None:
+    """+inf leaves the keys that have it; with -inf elsewhere nothing changes."""
+    q, k, v = make(40, 150)
+    mask = torch.zeros(40, 150)
+    mask[:, 20] = mask[5, 140] = torch.inf
+    mask[:, 60:] += torch.where(mask[:, 60:] == 0, -torch.inf, 0.0)
+    out, lse = check(backend, recipe, q, k, v, attn_mask=mask)
+    compare(out[:, :, 0], v[:, :, 20], atol=0.006 * float(v.abs().max()), what="the only key with +inf")
+    compare(
+        out[:, :, 5], (v[:, :, 20] + v[:, :, 140]) / 2, atol=0.006 * float(v.abs().max()), what="two keys with +inf"
+    )
+
+
+@every_recipe
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+def test_seqused_k(backend: str, recipe: str, is_causal: bool) -> None:
+    """Keys past the length do not exist: whatever they hold, and for the diagonal too."""
+    q, k, v = make(70, 150, batch=4)
+    seqused_k = torch.tensor([150, 0, 1, 131], dtype=torch.int32)
+    out, lse = check(backend, recipe, q, k, v, seqused_k=seqused_k, is_causal=is_causal)
+    assert (out[1] == 0).all() and (lse[1] == -torch.inf).all()
+    for b, used in enumerate(seqused_k.tolist()):
+        alone = sage.attention(
+            q[b : b + 1],
+            k[b : b + 1, :, :used],
+            v[b : b + 1, :, :used],
+            is_causal=is_causal,
+            recipe=recipe,
+            backend=backend,
+            return_lse=True,
+        )
+        compare(out[b : b + 1], alone[0], atol=1e-6, what=f"sequence {b} alone")
+        compare(lse[b : b + 1], alone[1], atol=1e-5, what=f"lse of sequence {b} alone")
+        k[b, :, used:] = v[b, :, used:] = torch.nan
+    poisoned_out, poisoned_lse = check_finite(backend, recipe, q, k, v, seqused_k=seqused_k, is_causal=is_causal)
+    assert torch.equal(out, poisoned_out) and torch.equal(lse, poisoned_lse)
+
+
+def check_finite(backend: str, recipe: str, q: Tensor, k: Tensor, v: Tensor, **rules: Any) -> tuple[Tensor, Tensor]:
+    out, lse = sage.attention(q, k, v, recipe=recipe, backend=backend, return_lse=True, **rules)
+    assert out.isfinite().all() and not lse.isnan().any()
+    return out, lse
+
+
+@every_recipe
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 2, 0, 5), (1, 2, 5, 0), (1, 2, 0, 0), (0, 2, 5, 5)],
+    ids=["no_queries", "no_keys", "neither", "no_batch"],
+)
+def test_empty(backend: str, recipe: str, shape: tuple[int, int, int, int]) -> None:
+    batch, heads, seqlen_q, seqlen_k = shape
+    q, k, v = make(seqlen_q, seqlen_k, batch=batch, num_heads_q=heads)
+    for rules in ({}, {"is_causal": True}, {"attn_mask": torch.ones(seqlen_q, seqlen_k, dtype=torch.bool)}):
+        out, lse = sage.attention(q, k, v, recipe=recipe, backend=backend, return_lse=True, **rules)
+        assert out.shape == q.shape and (out == 0).all()
+        assert lse.shape == q.shape[:3] and (lse == -torch.inf).all()
+
+
+BATCH, SEQLEN, HEADS, HEAD_DIM = 2, 70, 3, 48
+VIEWS = {
+    "fused_bshd": ((BATCH, SEQLEN, 3, HEADS, HEAD_DIM), lambda x: x.unbind(2)),
+    "fused_bhsd": ((BATCH, SEQLEN, 3, HEADS, HEAD_DIM), lambda x: x.transpose(1, 3).unbind(2)),
+    "sequence_first": ((3, SEQLEN, BATCH, HEADS, HEAD_DIM), lambda x: x.permute(0, 2, 3, 1, 4)),
+    "every_other_row": ((3, BATCH, HEADS, 2 * SEQLEN, HEAD_DIM), lambda x: x[..., ::2, :]),
+    "odd_offset": ((3, BATCH, HEADS, SEQLEN, HEAD_DIM + 1), lambda x: x[..., 1:]),  # rows are aligned to nothing
+    "expanded": ((3, 1, 1, SEQLEN, HEAD_DIM), lambda x: x.expand(3, BATCH, HEADS, SEQLEN, HEAD_DIM)),  # stride 0
+}
+"""The shape of a tensor and how q, k and v are views of it."""
+
+
+@every_recipe
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", VIEWS)
+def test_strides_and_layouts(backend: str, recipe: str, name: str, dtype: torch.dtype) -> None:
+    """Any view gives what a contiguous bhsd tensor gives, in the view's layout: from kernels, bit for bit."""
+    shape, view = VIEWS[name]
+    q, k, v = view(torch.randn(shape).to(dtype))
+    layout = "bshd" if name == "fused_bshd" else "bhsd"
+    out, lse = sage.attention(q, k, v, layout=layout, recipe=recipe, backend=backend, return_lse=True, is_causal=True)
+    assert out.shape == q.shape and out.is_contiguous()
+    q, k, v, out = ((t.transpose(1, 2) if layout == "bshd" else t).contiguous() for t in (q, k, v, out))
+    contiguous, contiguous_lse = check(backend, recipe, q, k, v, is_causal=True)
+    if backend == "reference":  # whose sums follow the strides
+        compare(out, contiguous, atol=(MAX_DIFFERENCE[recipe] + DTYPE_EPS[dtype]) * float(v.abs().max()), what="out")
+        compare(lse, contiguous_lse, atol=MAX_LSE_DIFFERENCE[recipe], what="lse")
+    else:
+        assert torch.equal(out, contiguous) and torch.equal(lse, contiguous_lse)
+
+
+@every_recipe
+def test_every_argument_matters(backend: str, recipe: str) -> None:
+    q, k, v = make(40, 60, batch=2)
+    base = {"recipe": recipe, "backend": backend}
+    out = sage.attention(q, k, v, **base)
+    changes = {
+        "attn_mask": torch.rand(40, 60) < 0.9,
+        "is_causal": True,
+        "scale": 0.11,
+        "window_size": (30, 30),
+        "seqused_k": torch.tensor([59, 60], dtype=torch.int32),
+        "recipe": next(r for r in RECIPES if r != recipe),
+    }
+    for name, value in changes.items():
+        changed = sage.attention(q, k, v, **{**base, name: value})
+        assert not torch.equal(out, changed), f"{name} changed nothing"
+    for index, name in enumerate("qkv"):
+        inputs = [q, k, v]
+        inputs[index] = inputs[index] * 1.01 + 0.01 * torch.randn_like(inputs[index])
+        assert not torch.equal(out, sage.attention(*inputs, **base)), f"{name} changed nothing"
+    square = q, k[:, :, :40], v[:, :, :40]
+    assert not torch.equal(
+        sage.attention(*(t[:, :, :2] for t in square), **base, layout="bshd"),
+        sage.attention(*(t[:, :, :2] for t in square), **base),
+    )
+    assert isinstance(sage.attention(q, k, v, **base, return_lse=True), tuple)
+
+
+@every_recipe
+def test_smooth_k(backend: str, recipe: str) -> None:
+    """K smoothing undoes a bias per channel that would drown K's codes, and the LSE still has it."""
+    q, k, v = make(65, 300)
+    biased = k + 20 * torch.randn(1, 2, 1, 64)
+    smooth, _ = check(backend, recipe, q, biased, v, error=2.0)
+    expected, _ = exact(q, biased, v, scale=64**-0.5)
+    rough = sage.attention(q, biased, v, recipe=PRESETS[recipe].replace(smooth_k=False), backend=backend)
+    assert nrmse(rough, expected) > 4 * nrmse(smooth, expected)
+
+
+def test_lse_with_channel_bias(backend: str) -> None:
+    """Where q . mean(K) is in the tens, the LSE is still that of float64 to 1e-3, for bf16 inputs too."""
+    q, k, v = make(65, 500, 128, dtype=torch.bfloat16)
+    k = (k + 50 * torch.randn(1, 2, 1, 128)).bfloat16()
+    _, lse = sage.attention(q, k, v, recipe="int16", backend=backend, return_lse=True)
+    _, expected = exact(q, k, v, scale=128**-0.5)
+    assert expected.abs().max() > 100
+    compare(lse, expected, atol=1e-3, what="lse")
+
+
+@every_recipe
+def test_peaked_and_negative_scores(backend: str, recipe: str) -> None:
+    """One key takes all, or every score is far below 0 (a maximum that starts at 0 would lose the row)."""
+    q, k, v = make(64, 128)
+    out, _ = check(backend, recipe, 8 * k[:, :, :64], 8 * k, v, error=64.0)  # so much larger are the scores
+    compare(out, v[:, :, :64], atol=0.01 * float(v.abs().max()), what="the matching key's v")
+    q = torch.rand(1, 2, 64, 64) + 1
+    k = -30 * torch.ones(1, 2, 128, 64) + 0.1 * torch.randn(1, 2, 128, 64)
+    _, lse = check(backend, recipe, q, k, v, error=2.0)
+    assert lse.max() < -300
+
+
+@every_recipe
+def test_constant_and_zero_inputs(backend: str, recipe: str) -> None:
+    q, k, v = make(65, 200)
+    zero_channels = torch.ones(64)
+    zero_channels[[0, 5, 63]] = 0
+    zero_rows = torch.ones(200, 1)
+    zero_rows[[0, 64, 199]] = 0
+    check(backend, recipe, q * zero_channels, k * zero_channels, v * zero_channels)
+    check(backend, recipe, q * zero_rows[:65], k * zero_rows, v * zero_rows)
+    out, lse = check(backend, recipe, torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v))
+    assert (out == 0).all()
+    compare(lse, torch.full_like(lse, 200.0).log(), atol=1e-4, what="log of the number of keys")
+    check(backend, recipe, q, torch.full_like(k, 3.0), v)
+    for constant in (1.0, -7.5):  # the largest sum of integer products: it must not wrap, and it must be exact
+        out, _ = check(backend, recipe, torch.ones_like(q), torch.ones_like(k), torch.full_like(v, constant))
+        compare(out, torch.full_like(out, constant), atol=1e-5 * abs(constant), what="constant v")
+
+
+@every_recipe
+@pytest.mark.parametrize("factor", [1e-20, 1e15])
+def test_magnitudes(backend: str, recipe: str, factor: float) -> None:
+    """Scales are relative: v of any magnitude, and q, k whose product is moderate."""
+    q, k, v = make(65, 200)
+    out, _ = check(backend, recipe, q * factor, k / factor, v * factor)
+    assert out.isfinite().all()
+
+
+@every_recipe
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_non_finite_inputs(backend: str, recipe: str, bad: float) -> None:
+    """A value of q spoils its row, of v its channel, of k its head; nothing else, and nothing silently."""
+    clean = make(70, 150, 32)
+    for index, name in enumerate("qkv"):
+        inputs = [t.clone() for t in clean]
+        inputs[index][0, 1, 33, 5] = bad
+        out = sage.attention(*inputs, recipe=recipe, backend=backend)
+        spoiled = torch.zeros(out.shape, dtype=torch.bool)
+        spoiled[{"q": (0, 1, 33), "k": (0, 1), "v": (0, 1, slice(None), 5)}[name]] = True
+        assert not out[spoiled].isfinite().any(), f"{name}: a finite result where there can be none"
+        expected = sage.attention(*clean, recipe=recipe, backend=backend)
+        assert torch.equal(out[~spoiled], expected[~spoiled]), f"{name}: changed elsewhere"
+
+
+@every_recipe
+def test_threads(kernels: str, recipe: str) -> None:
+    q, k, v = make(500, 700, batch=1, num_heads_q=4)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            results.append(sage.attention(q, k, v, is_causal=True, recipe=recipe, backend=kernels, return_lse=True))
+    finally:
+        torch.set_num_threads(before)
+    for out, lse in results[1:]:
+        assert torch.equal(out, results[0][0]) and torch.equal(lse, results[0][1])
+
+
+def test_default_recipe(backend: str) -> None:
+    """What "auto" means, and that a plain name means its twin to the CPU kernels and a Recipe object itself."""
+    q, k, v = make(40, 60)
+    means = {"cpu": "sage1@cpu", "reference": "sage1"}[backend]
+    assert torch.equal(
+        sage.attention(q, k, v, backend=backend), sage.attention(q, k, v, backend=backend, recipe=PRESETS[means])
+    )
+    if backend == "cpu":
+        assert torch.equal(sage.attention(q, k, v), sage.attention(q, k, v, recipe="sage1@cpu"))
+        assert torch.equal(
+            sage.attention(q, k, v, recipe="sage1_int8(smooth_k=False)"),
+            sage.attention(q, k, v, recipe=PRESETS["sage1_int8@cpu"].replace(smooth_k=False)),
+        )
+        with pytest.raises(NotImplementedError, match='backend="reference"'):
+            sage.attention(q, k, v, recipe=PRESETS["sage1"])
+
+
+@every_recipe
+def test_workspace_grows_linearly(kernels: str, recipe: str) -> None:
+    def bytes_for(seqlen: int) -> int:
+        return _C.AttnPlan(
+            recipe=PRESETS[recipe],
+            batch=1,
+            num_heads_q=8,
+            num_heads_kv=8,
+            head_dim=64,
+            seqlen_q=seqlen,
+            seqlen_k=seqlen,
+        ).workspace_bytes
+
+    assert bytes_for(2**15) <= 2.1 * bytes_for(2**14)
+    assert (
+        bytes_for(2**15) < 8 * 2**15 * 64 * 8
+    )  # of the order of k and v: less than 8 bytes for each of their elements

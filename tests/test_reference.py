@@ -1,0 +1,398 @@
+"""The reference backend: `exact` against a loop over scalars, every recipe against `exact` with every feature."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+
+import pytest
+import torch
+from compare import compare
+from distributions import make, nrmse
+from sage.recipe import PRESETS
+from sage.reference import exact, forward
+from torch import Tensor
+
+# About 1.5 times each recipe's NRMSE on 1024 normal keys (test_recipe_accuracy.py).
+BOUNDS = {
+    "int16": 0.0015,
+    "sage1@cpu": 0.014,
+    "sage1": 0.017,
+    "sage1_int8@cpu": 0.023,
+    "sage1_int8": 0.023,
+    "sagebwd": 0.03,
+    "sage2": 0.055,
+    "sage2pp": 0.055,
+    "sage2_int4": 0.31,
+    "sage3": 0.29,
+}
+RECIPES = [pytest.param(PRESETS[name], id=name) for name in PRESETS]
+INF = math.inf
+
+
+def inputs(
+    batch: int,
+    heads_q: int,
+    heads_kv: int,
+    seqlen_q: int,
+    seqlen_k: int,
+    head_dim: int,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(batch, heads_q, seqlen_q, head_dim)] + 2 * [(batch, heads_kv, seqlen_k, head_dim)]
+    return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+
+
+def brute_force(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    causal: bool = False,
+    window: tuple[int, int] = (-1, -1),
+    attn_mask: Tensor | None = None,
+    seqused_k: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention one query at a time in Python floats, from the contract's words alone."""
+    (batch, heads, seqlen_q, _), (_, heads_kv, seqlen_k, _) = q.shape, k.shape
+    out, lse = torch.zeros(q.shape, dtype=torch.float64), torch.full(q.shape[:3], -INF, dtype=torch.float64)
+    mask = None if attn_mask is None else attn_mask.expand(batch, heads, seqlen_q, seqlen_k)
+    for b, h, i in itertools.product(range(batch), range(heads), range(seqlen_q)):
+        length = seqlen_k if seqused_k is None else int(seqused_k[b])
+        offset = length - seqlen_q
+        weights = {}
+        for j in range(length):
+            if (
+                causal
+                and j > i + offset
+                or window[0] >= 0
+                and j < i + offset - window[0]
+                or window[1] >= 0
+                and j > i + offset + window[1]
+            ):
+                continue
+            score = scale * sum(x * y for x, y in zip(q[b, h, i].tolist(), k[b, h // (heads // heads_kv), j].tolist()))
+            if mask is not None and mask.dtype == torch.bool:
+                if not mask[b, h, i, j]:
+                    continue
+            elif mask is not None:
+                score += float(mask[b, h, i, j])
+            if score != -INF:
+                weights[j] = score
+        if weights:
+            largest = max(weights.values())
+            total = sum(math.exp(score - largest) for score in weights.values())
+            lse[b, h, i] = largest + math.log(total)
+            for j, score in weights.items():
+                out[b, h, i] += math.exp(score - largest) / total * v[b, h // (heads // heads_kv), j].double()
+    return out, lse
+
+
+def additive_mask(*shape: int) -> Tensor:
+    mask = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+    mask[..., ::3] = -INF
+    return mask
+
+
+FEATURES = {
+    "plain": {},
+    "causal": {"causal": True},
+    "window": {"window": (3, 2)},
+    "window left": {"window": (4, -1)},
+    "window right": {"window": (-1, 0)},
+    "causal window": {"causal": True, "window": (5, 1)},
+    "bool mask": {"attn_mask": torch.rand(2, 4, 11, 17, generator=torch.Generator().manual_seed(5)) > 0.4},
+    "key padding mask": {"attn_mask": torch.arange(17) < torch.tensor([9, 17])[:, None, None, None]},
+    "additive mask": {"attn_mask": additive_mask(2, 4, 11, 17)},
+    "mask 2-D": {"attn_mask": additive_mask(11, 17)},
+    "mask per head, causal": {"attn_mask": additive_mask(4, 1, 17), "causal": True},
+    "mask per query": {"attn_mask": torch.randn(2, 1, 11, 1, generator=torch.Generator().manual_seed(6))},
+    "lengths": {"seqused_k": torch.tensor([5, 17], dtype=torch.int32)},
+    "lengths, causal, window": {
+        "seqused_k": torch.tensor([13, 0], dtype=torch.int32),
+        "causal": True,
+        "window": (6, -1),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "feature, seqlen_q",
+    [
+        (name, seqlen_q)
+        for name, options in FEATURES.items()
+        for seqlen_q in (11, 24)
+        if seqlen_q == 11 or "attn_mask" not in options or options["attn_mask"].shape[-2] == 1
+    ],
+)
+def test_exact_against_scalar_loop(feature, seqlen_q):
+    options = FEATURES[feature]
+    q, k, v = inputs(2, 4, 2, seqlen_q, 17, 5)
+    out, lse = exact(q, k, v, scale=0.4, **options)
+    expected_out, expected_lse = brute_force(q, k, v, 0.4, **options)
+    compare(out, expected_out, atol=1e-12, what="out")
+    compare(lse, expected_lse, atol=1e-12, what="lse")
+
+
+def test_exact_in_row_chunks(monkeypatch):
+    q, k, v = inputs(1, 4, 2, 50, 40, 8)
+    options = {"scale": 0.3, "causal": True, "attn_mask": additive_mask(50, 40)}
+    out, lse = exact(q, k, v, **options)
+    monkeypatch.setattr(importlib.import_module("sage.reference.exact"), "_SCORES_AT_ONCE", 4 * 40 * 7)
+    chunked_out, chunked_lse = exact(q, k, v, **options)
+    compare(chunked_out, out, atol=1e-13, what="out")
+    compare(chunked_lse, lse, atol=1e-13, what="lse")
+
+
+def check(recipe, q: Tensor, k: Tensor, v: Tensor, **options) -> None:
+    """forward lands within the recipe's bound of exact, and agrees with it about rows that see no key."""
+    scale = q.shape[-1] ** -0.5
+    before = [x.clone() for x in (q, k, v)]
+    out, lse = forward(q, k, v, recipe, scale=scale, **options)
+    expected, expected_lse = exact(q, k, v, scale=scale, **options)
+    assert all(torch.equal(x, y) for x, y in zip((q, k, v), before)), "an input was changed"
+    assert out.dtype == q.dtype and out.shape == q.shape and lse.dtype == torch.float32 and lse.shape == q.shape[:-1]
+    assert torch.equal(lse.isneginf(), expected_lse.isneginf())
+    assert (out[lse.isneginf()] == 0).all()
+    if expected.any():
+        # 2^-9: the rounding of a bfloat16 output; the recipes' own errors add to it in quadrature.
+        assert nrmse(out, expected) <= math.hypot(BOUNDS[recipe.name], 2**-9 if q.dtype == torch.bfloat16 else 2**-12)
+    finite = ~lse.isneginf()
+    # Scores are off by about the recipe's relative error of Q K^T; their weighted mean by much less.
+    assert ((lse - expected_lse)[finite].abs() <= 6 * BOUNDS[recipe.name]).all()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("seqlen_q, seqlen_k", [(1, 1), (63, 65), (65, 63), (1, 200), (200, 70), (70, 300)])
+def test_lengths(recipe, seqlen_q, seqlen_k, causal):
+    check(recipe, *inputs(1, 2, 1, seqlen_q, seqlen_k, 64), causal=causal)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("seqlen_q, seqlen_k, batch", [(0, 7, 2), (7, 0, 2), (0, 0, 2), (7, 9, 0)])
+def test_empty(recipe, seqlen_q, seqlen_k, batch):
+    out, lse = forward(*inputs(batch, 4, 2, seqlen_q, seqlen_k, 16), recipe, scale=0.25, causal=True)
+    assert out.shape == (batch, 4, seqlen_q, 16) and lse.shape == (batch, 4, seqlen_q)
+    if seqlen_k == 0:
+        assert (out == 0).all() and lse.isneginf().all()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("head_dim", [1, 33, 64, 256])
+def test_head_dims(recipe, head_dim):
+    check(recipe, *inputs(1, 2, 2, 100, 150, head_dim))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("heads_q, heads_kv", [(6, 2), (4, 1)])
+def test_gqa_is_the_same_as_repeated_heads(recipe, heads_q, heads_kv):
+    q, k, v = inputs(2, heads_q, heads_kv, 40, 90, 32)
+    out, lse = forward(q, k, v, recipe, scale=0.2)
+    expanded = [x.repeat_interleave(heads_q // heads_kv, 1) for x in (k, v)]
+    expected_out, expected_lse = forward(q, *expanded, recipe, scale=0.2)
+    compare(out, expected_out, atol=1e-5, what="out")
+    compare(lse, expected_lse, atol=1e-5, what="lse")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16bit_inputs(recipe, dtype):
+    check(recipe, *inputs(1, 2, 2, 100, 150, 64, dtype=dtype))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("window", [(20, 10), (0, 0), (-1, 5), (100, -1)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_windows(recipe, window, causal):
+    check(recipe, *inputs(1, 2, 1, 90, 130, 32), window=window, causal=causal)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("shape", [(2, 4, 70, 130), (2, 1, 1, 130), (4, 70, 1), (70, 130), (1, 130)])
+def test_masks_broadcast(recipe, shape):
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = inputs(2, 4, 2, 70, 130, 32)
+    seen = torch.rand(shape, generator=generator) > 0.3
+    if seen.dim() > 1 and seen.shape[-2] > 1:
+        seen[..., 5, :] = False
+    additive = torch.randn(shape, generator=generator).masked_fill(~seen, -INF)
+    check(recipe, q, k, v, attn_mask=seen)
+    check(recipe, q, k, v, attn_mask=additive)
+    check(recipe, q, k, v, attn_mask=additive.bfloat16(), causal=True)
+    only_hides = torch.zeros(shape).masked_fill(~seen, -INF)
+    for x, y in zip(
+        forward(q, k, v, recipe, scale=0.2, attn_mask=seen), forward(q, k, v, recipe, scale=0.2, attn_mask=only_hides)
+    ):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extreme_finite_masks_do_not_hide(recipe, dtype):
+    q, k, v = inputs(1, 2, 2, 20, 130, 32)
+    mask = torch.zeros(20, 130, dtype=dtype)
+    mask[3] = torch.finfo(dtype).min  # every key the same: they all count
+    mask[4, :100] = torch.finfo(dtype).min  # next to keys of weight 1 they vanish
+    mask[5, 40] = INF  # counts as the largest finite value: this key takes all
+    mask[6] = -INF
+    out, lse = forward(q, k, v, recipe, scale=0.2, attn_mask=mask)
+    bound = 2.5 * BOUNDS[recipe.name]
+    assert nrmse(out[:, :, 3], v.mean(-2)) <= bound
+    assert nrmse(out[:, :, 4], exact(q[:, :, 4:5], k[:, :, 100:], v[:, :, 100:], scale=0.2)[0][:, :, 0]) <= bound
+    # V itself is rounded: e2m1 values are up to 1 / 4 apart relative to the largest of a block.
+    assert nrmse(out[:, :, 5], v[:, :, 40]) <= (0.15 if recipe.pv == "nvfp4" else 0.05)
+    assert (out[:, :, 6] == 0).all() and lse[:, :, 6].isneginf().all()
+    assert torch.isfinite(out).all() and torch.isfinite(lse[:, :, :6]).all()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("causal", [False, True])
+def test_seqused_k_is_the_shorter_sequence_whatever_the_padding_holds(recipe, causal):
+    q, k, v = inputs(3, 4, 2, 50, 200, 32)
+    k, v = k + 5, v + 1
+    lengths = [0, 77, 200]
+    for b, length in enumerate(lengths):
+        k[b, :, length:], v[b, :, length:] = torch.nan, INF
+    out, lse = forward(q, k, v, recipe, scale=0.2, causal=causal, seqused_k=torch.tensor(lengths, dtype=torch.int32))
+    for b, length in enumerate(lengths):
+        shorter = forward(
+            q[b : b + 1], k[b : b + 1, :, :length], v[b : b + 1, :, :length], recipe, scale=0.2, causal=causal
+        )
+        compare(out[b : b + 1], shorter[0], atol=1e-5, what=f"out, {length} keys")
+        compare(lse[b : b + 1], shorter[1], atol=1e-5, what=f"lse, {length} keys")
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_masking_rules_key_by_key(feature):
+    """int16 is fine enough that one wrong key at the edge of a mask shows."""
+    out, lse = forward(
+        *inputs(2, 4, 2, 11, 17, 5), PRESETS["int16"].replace(block_k=16), scale=0.4, **FEATURES[feature]
+    )
+    expected_out, expected_lse = brute_force(*inputs(2, 4, 2, 11, 17, 5), 0.4, **FEATURES[feature])
+    compare(out, expected_out, atol=3e-3, what="out")
+    compare(lse, expected_lse, atol=3e-3, what="lse")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("shift", [-1000.0, 1000.0])
+def test_scores_of_any_size(recipe, shift):
+    """Very negative (or positive) scores in every row: the maximum starts at -inf, not at 0."""
+    q, k, v = inputs(1, 2, 2, 40, 150, 32)
+    shifted = forward(q, k, v, recipe, scale=0.2, attn_mask=torch.full((1, 1), shift))
+    plain = forward(q, k, v, recipe, scale=0.2)
+    # Float32 scores near 1443 (1000 log2(e)) are 2^-13 apart. A format's rounding may turn that into one step.
+    assert nrmse(shifted[0], plain[0]) <= 0.2 * BOUNDS[recipe.name]
+    compare(shifted[1] - shift, plain[1], atol=5e-4, what="lse")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_zero_channels_rows_and_constants(recipe):
+    q, k, v = inputs(1, 2, 2, 40, 150, 32)
+    v[..., 3], k[..., 5], q[..., 7], q[:, :, 9] = 0, 0, 0, 0
+    check(recipe, q, k, v)
+    assert (forward(q, k, v, recipe, scale=0.2)[0][..., 3] == 0).all()
+    zero = torch.zeros_like(k)
+    assert (forward(q, k, zero, recipe, scale=0.2)[0] == 0).all()
+    # Without a difference between keys every one has the same weight, and smoothing leaves nothing of K.
+    for keys in (zero, torch.full_like(k, 3.0)):
+        out, lse = forward(q, keys, v, recipe, scale=0.2)
+        expected = exact(q, keys, v, scale=0.2)
+        assert nrmse(out, expected[0]) <= 2.5 * BOUNDS[recipe.name]
+        compare(lse, expected[1], atol=1e-4, what="lse")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_constant_v_comes_back(recipe):
+    """The row sum is that of the P which meets V, and every format holds 0.75: nothing is left of P's rounding."""
+    q, k, v = inputs(1, 2, 2, 70, 300, 64)
+    v = torch.full_like(v, 0.75)
+    out = forward(q, k, v, recipe, scale=0.3, causal=True)[0]
+    compare(out, v[:, :, :70], atol=0, rtol=5e-4 if recipe.pv_accum == "fp16+fp32" else 1e-5, what="out")
+
+
+@pytest.mark.parametrize("changes", [{"p_max": 224.0}, {"v_max": 224.0}, {"p_max": 224.0, "v_max": 224.0}])
+def test_p_and_v_scales_are_undone(changes):
+    """Powers of two change nothing but e4m3's smallest values."""
+    q, k, v = make("normal", seqlen=300, num_heads=2)
+    out = [forward(q, k, v, recipe, scale=0.1)[0] for recipe in (PRESETS["sage2"], PRESETS["sage2"].replace(**changes))]
+    assert nrmse(out[1], out[0]) < 1e-3
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_smooth_v_is_undone(recipe):
+    """The constant in V goes around the rounding: as if it had been added to the output."""
+    q, k, v = inputs(1, 2, 1, 70, 150, 32)
+    recipe = recipe.replace(smooth_v=True)
+    out, lse = forward(q, k, v, recipe, scale=0.2, causal=True)
+    moved, moved_lse = forward(q, k, v + 5, recipe, scale=0.2, causal=True)
+    # V + 5 in float32 loses up to 2^-22; a rounded V may differ by one step here and there.
+    assert nrmse(moved - 5, out) <= 0.1 * BOUNDS[recipe.name]
+    assert torch.equal(moved_lse, lse)
+    out, lse = forward(q, k, v, recipe, scale=0.2, seqused_k=torch.tensor([0], dtype=torch.int32))
+    assert (out == 0).all() and lse.isneginf().all()
+
+
+@pytest.mark.parametrize("name", ["sage2", "sage3"])
+def test_smooth_v_helps_where_v_has_a_bias(name):
+    q, k, v = make("vbias", seqlen=300, num_heads=2)
+    expected = exact(q, k, v, scale=0.1)[0]
+    errors = [
+        nrmse(forward(q, k, v, PRESETS[name].replace(smooth_v=smooth), scale=0.1)[0], expected)
+        for smooth in (False, True)
+    ]
+    assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize("name", ["sage1", "sage2", "sage3", "int16"])
+def test_key_smoothing_is_invisible_but_for_rounding(name):
+    """A constant added to K changes neither output nor, by more than q . constant, the LSE."""
+    q, k, v = inputs(1, 2, 2, 64, 200, 64)
+    offset = torch.randn(1, 2, 1, 64, generator=torch.Generator().manual_seed(9))
+    out, lse = forward(q, k, v, PRESETS[name], scale=0.125)
+    moved_out, moved_lse = forward(q, k + 8 * offset, v, PRESETS[name], scale=0.125)
+    # K + 8 N(0, 1) in float32 loses up to 2^-20; a rounded K may differ by one step here and there.
+    assert nrmse(moved_out, out) < 0.1 * BOUNDS[name]
+    compare(moved_lse - (0.125 * q.double() * 8 * offset.double()).sum(-1), lse, atol=1e-3, what="lse")
+
+
+@pytest.mark.parametrize(
+    "name, spread",
+    [("int16", 1.0), ("sage1@cpu", 0.25), ("sage1", 0.25), ("sage1_int8", 0.25), ("sage2", 0.25), ("sagebwd", 0.25)],
+)
+def test_lse_of_bf16_inputs_with_a_channel_bias_of_50(name, spread):
+    """Scores of standard deviation `spread` next to the bias's share of tens of units: the LSE is within 1e-3."""
+    generator = torch.Generator().manual_seed(4)
+    q, k, v = make("normal")
+    k = k + 50 * torch.randn(1, 4, 1, 128, generator=generator)
+    q, k, v = (spread * q).bfloat16(), k.bfloat16(), v.bfloat16()
+    lse = forward(q, k, v, PRESETS[name], scale=128**-0.5)[1]
+    expected = exact(q, k, v, scale=128**-0.5)[1]
+    assert expected.abs().max() > 40
+    compare(lse, expected, atol=1e-3, what="lse")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_nan_reaches_its_outputs(recipe):
+    q, k, v = inputs(1, 2, 2, 40, 150, 32)
+    q_nan, k_nan, v_nan = q.clone(), k.clone(), v.clone()
+    q_nan[0, 1, 7, 3], k_nan[0, 1, 20, 3], v_nan[0, 1, 20, 3] = torch.nan, torch.nan, torch.nan
+    out = forward(q_nan, k, v, recipe, scale=0.2)[0]
+    assert out[0, 1, 7].isnan().all() and torch.isfinite(out[0, 0]).all()
+    out = forward(q, k_nan, v, recipe, scale=0.2)[0]
+    assert out[0, 1].isnan().all() and torch.isfinite(out[0, 0]).all()
+    out = forward(q, k, v_nan, recipe, scale=0.2)[0]
+    assert out[0, 1, :, 3].isnan().all() and torch.isfinite(out[0, 0]).all()
+
+
+def test_what_no_recipe_means_is_refused():
+    q, k, v = inputs(1, 2, 2, 8, 8, 16)
+    with pytest.raises(ValueError, match="fp22 must be False"):
+        forward(q, k, v, PRESETS["sage1"], scale=1.0, fp22=True)
+    with pytest.raises(NotImplementedError, match="v_granularity 'block'"):
+        forward(q, k, v, PRESETS["sage2"].replace(v_granularity="block", pv_accum="fp32"), scale=1.0)
+    with pytest.raises(ValueError, match="num_heads_q must be a multiple of num_heads_kv 2, got 3"):
+        forward(torch.randn(1, 3, 8, 16), k, v, PRESETS["sage1"], scale=1.0)
