@@ -18,10 +18,11 @@ ifneq ($(shell command -v ccache),)
   export CMAKE_CUDA_COMPILER_LAUNCHER := ccache
 endif
 
-.PHONY: help demo test bench build cpp clean
+.PHONY: help demo test test-long bench build cpp clean
 help:
 	@echo 'make demo   run a text-embedding model with quantized attention beside PyTorch'"'"'s'
 	@echo 'make test   build and run all tests'
+	@echo 'make test-long  plant bugs in the kernels, which the tests must catch; test AVX-VNNI on an AVX-512 CPU'
 	@echo 'make bench  measure speed and error beside PyTorch'"'"'s attention'
 	@echo 'make build  build the package and install it into $(VENV)'
 	@echo 'make cpp    build the C++ package and install it into build/install'
@@ -32,6 +33,10 @@ demo: build
 
 test: build
 	$(bin)/python -m pytest $(ARGS)
+
+test-long: build
+	$(bin)/python tests/planted_bugs.py
+	$(bin)/python tests/avx_vnni_on_avx512.py
 
 bench: build
 	$(bin)/python -m sage bench $(ARGS)

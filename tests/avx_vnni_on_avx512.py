@@ -2,8 +2,8 @@
 
     python tests/avx_vnni_on_avx512.py
 
-Both have the same two instructions in different encodings. This builds a copy of the sources with the other encoding and
-runs the tests of the AVX-VNNI kernels on it.
+Both have the same two instructions in different encodings. This builds a copy of the sources with the other encoding
+and runs the tests of the AVX-VNNI kernels on it.
 """
 
 from __future__ import annotations

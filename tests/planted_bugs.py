@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from building import TOOLS_PATH
+
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = "csrc/kernels/"
 UNWANTED = shutil.ignore_patterns(".git", ".venv", "build", "dist", "_C*.so", "__pycache__")
@@ -32,48 +34,81 @@ BUGS = {
     "causal diagonal at the top left": Bug("common/mask.h", "row + seqlen_k - seqlen_q + right", "row + right"),
     "window one key too wide": Bug("common/mask.h", "- window_left;", "- window_left - 1;"),
     "seqused_k ignored": Bug("common/seqlen.h", "if (seqused_k) s.", "if (false) s."),
-    "packed keys start at the query offset": Bug("common/seqlen.h", "s.row_k = cu_seqlens_k[batch];", "s.row_k = cu_seqlens_q[batch];"),
+    "packed keys start at the query offset": Bug(
+        "common/seqlen.h", "s.row_k = cu_seqlens_k[batch];", "s.row_k = cu_seqlens_q[batch];"
+    ),
+    "offsets in 32 bits": Bug(
+        "cpu/attention_pack.h",
+        "(batch * view.stride_batch + head",
+        "(static_cast<int32_t>(batch * view.stride_batch) + head",
+    ),
     "no zero fill behind the last value": Bug("cpu/attention_pack.h", "memset(x[e], 0, n * sizeof(float));", ";"),
-    "no correction for the bias of Q": Bug("cpu/attention_pack.h", "seeds[position] = -seeds[position];", "seeds[position] = 0;"),
-    "key scale of the wrong key": Bug("cpu/attention_pack.h", "scales[score_position<Isa>(key)] = limit", "scales[key] = limit"),
-    "negative softmax scale not folded into Q": Bug("cpu/attention_pack.h", "(negate ? -limit : limit) / amax", "limit / amax"),
-    "16-bit probabilities overflow the sum": Bug("cpu/attention_pack.h", "kBits == 8 ? 255.f : 8191.f", "kBits == 8 ? 255.f : 16383.f"),
-    "old output not rescaled": Bug("cpu/attention_tile.h", "take, Isa::mul(Isa::load(out), keep))", "take, Isa::load(out))"),
-    "maximum of the masked scores kept": Bug("cpu/attention_tile.h", "    row_max[r] = top;\n  }\n}", "    (void)top;\n  }\n}"),
-    "finite mask value becomes -inf": Bug("cpu/attention_tile.h", "x < -kFloatMax ? -kFloatMax : x", "x < -kFloatMax ? -kInfinity : x"),
+    "no correction for the bias of Q": Bug(
+        "cpu/attention_pack.h", "seeds[position] = -seeds[position];", "seeds[position] = 0;"
+    ),
+    "key scale of the wrong key": Bug(
+        "cpu/attention_pack.h", "scales[score_position<Isa>(key)] = limit", "scales[key] = limit"
+    ),
+    "negative softmax scale not folded into Q": Bug(
+        "cpu/attention_pack.h", "(negate ? -limit : limit) / amax", "limit / amax"
+    ),
+    "16-bit probabilities overflow the sum": Bug(
+        "cpu/attention_pack.h", "kBits == 8 ? 255.f : 8191.f", "kBits == 8 ? 255.f : 16383.f"
+    ),
+    "old output not rescaled": Bug(
+        "cpu/attention_tile.h", "take, Isa::mul(Isa::load(out), keep))", "take, Isa::load(out))"
+    ),
+    "maximum of the masked scores kept": Bug(
+        "cpu/attention_tile.h", "    row_max[r] = top;\n  }\n}", "    (void)top;\n  }\n}"
+    ),
+    "finite mask value becomes -inf": Bug(
+        "cpu/attention_tile.h", "x < -kFloatMax ? -kFloatMax : x", "x < -kFloatMax ? -kInfinity : x"
+    ),
     "additive mask not in base 2": Bug("cpu/attention_tile.h", "bias[j] * kLog2e, bounded", "bias[j], bounded"),
     "mask read as if contiguous": Bug("cpu/attention_tile.h", "src[j * stride_k] ?", "src[j] ?"),
-    "LSE from the rounded probabilities": Bug("cpu/attention_tile.h", "exact = Isa::add(exact, y[v]);", "exact = Isa::add(exact, Isa::to_float(Isa::round(y[v])));"),
-    "LSE not corrected for the mean of K": Bug("cpu/attention_kernel.h", "= Isa::sum(shift) * p_.softmax_scale;", "= 0;"),
-    "wrong head of K and V": Bug("cpu/attention_kernel.h", "at.head / (p_.num_heads_q / p_.num_heads_kv)", "at.head % p_.num_heads_kv"),
-    "V scaled by the maximum of its last chunk": Bug("cpu/attention_kernel.h", "amax_bits[c] = amax_bits[c] > bits ? amax_bits[c] : bits;", "amax_bits[c] = bits;"),
+    "LSE from the rounded probabilities": Bug(
+        "cpu/attention_tile.h",
+        "exact = Isa::add(exact, y[v]);",
+        "exact = Isa::add(exact, Isa::to_float(Isa::round(y[v])));",
+    ),
+    "LSE not corrected for the mean of K": Bug(
+        "cpu/attention_kernel.h", "= Isa::sum(shift) * p_.softmax_scale;", "= 0;"
+    ),
+    "wrong head of K and V": Bug(
+        "cpu/attention_kernel.h", "at.head / (p_.num_heads_q / p_.num_heads_kv)", "at.head % p_.num_heads_kv"
+    ),
+    "V scaled by the maximum of its last chunk": Bug(
+        "cpu/attention_kernel.h", "amax_bits[c] = amax_bits[c] > bits ? amax_bits[c] : bits;", "amax_bits[c] = bits;"
+    ),
     "row without keys not zeroed": Bug("cpu/attention_kernel.h", "visible ? scaled : Isa::set(0.f)", "scaled"),
     "NaN swallowed": Bug("cpu/attention_kernel.h", "= !is_finite(amax_bits) || !keys_finite;", "= false;"),
-    "last partial strip skipped": Bug("cpu/attention_kernel.h", "strips = ceil_div(rows, kRows);", "strips = max64(1, rows / kRows);"),
+    "last partial strip skipped": Bug(
+        "cpu/attention_kernel.h", "strips = ceil_div(rows, kRows);", "strips = max64(1, rows / kRows);"
+    ),
 }
 
 
-def run(*command: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(part) for part in command], cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def run(tree: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in `tree`, with the package of that tree before an installed one."""
+    env = os.environ | {"PATH": TOOLS_PATH, "PYTHONPATH": str(tree / "python")}
+    return subprocess.run(
+        command, cwd=tree, env=env, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def build(tree: Path) -> None:
     """Builds the extension of `tree` into its Python package."""
-    folder = tree / "build"
-    if not folder.exists():
-        configured = run("cmake", "-G", "Ninja", "-S", tree, "-B", folder, "-DSAGE_PYTHON=ON", "-DSAGE_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}", cwd=tree)
-        if configured.returncode:
-            sys.exit(configured.stdout)
-    built = run("cmake", "--build", folder, cwd=tree)
-    if built.returncode:
-        sys.exit(built.stdout)
-    (module,) = (folder / "csrc").glob("_C*.so")
+    options = ["-DSAGE_PYTHON=ON", "-DSAGE_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}"]
+    for step in (["cmake", "-G", "Ninja", "-S", ".", "-B", "build", *options], ["cmake", "--build", "build"]):
+        done = run(tree, *step)
+        if done.returncode:
+            sys.exit(done.stdout)
+    (module,) = (tree / "build/csrc").glob("_C*.so")
     shutil.copy(module, tree / "python/sage")
 
 
 def test(tree: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"PYTHONPATH": str(tree / "python")}
-    return run(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *options, *TESTS, cwd=tree, env=env)
+    return run(tree, sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *options, *TESTS)
 
 
 def main(names: list[str]) -> int:
@@ -100,7 +135,8 @@ def main(names: list[str]) -> int:
             path.write_text(text)
             caught = result.returncode == 1  # pytest's code for failed tests
             failed = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]
-            print(f"{'caught' if caught else 'SURVIVED':<9} {name}: {failed[0][7:100] if failed else f'exit {result.returncode}'}", flush=True)
+            how = failed[0][7:100] if failed else f"exit {result.returncode}"
+            print(f"{'caught' if caught else 'SURVIVED':<9} {name}: {how}", flush=True)
             if not caught:
                 survivors.append(name)
     print(f"{len(names or BUGS) - len(survivors)} passed, {len(survivors)} failed")

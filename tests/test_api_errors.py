@@ -98,11 +98,6 @@ ATTENTION = {
     "field of recipe": ({"recipe": "sage1(colour=3)"}, ValueError, ["recipe", "colour"]),
     "value of recipe": ({"recipe": "sage1(smooth_k=maybe)"}, ValueError, ["recipe", "smooth_k", "maybe"]),
     "type of recipe": ({"recipe": 3}, TypeError, ["recipe", "str or sage.Recipe", "int"]),
-    "renamed recipe": (
-        {"recipe": sage.PRESETS["sage1"].replace(name="mine")},
-        ValueError,
-        ["Recipe", "sage1", "'mine'"],
-    ),
     "backend": ({"backend": "opencl"}, ValueError, ["backend", "auto, cuda, cpu, reference", "'opencl'"]),
     "type of backend": ({"backend": None}, TypeError, ["backend", "str", "NoneType"]),
     "backend of another device": ({"backend": "cuda"}, ValueError, ["backend 'cuda'", "cuda", "cpu"]),

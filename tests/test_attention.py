@@ -309,6 +309,18 @@ def test_strides_and_layouts(backend: str, recipe: str, name: str, dtype: torch.
         assert torch.equal(out, contiguous) and torch.equal(lse, contiguous_lse)
 
 
+def test_offsets_beyond_32_bits(kernels: str) -> None:
+    """Batches 2^31 elements apart: a view whose pages in between are never touched."""
+    shape, apart = (2, 2, 40, 32), 2**31 + 64
+    size = shape[1] * shape[2] * shape[3]
+    storage = torch.tensor([], dtype=torch.bfloat16).set_(torch.UntypedStorage(2 * (apart + 3 * size)))
+    clean = make(40, 40, 32, batch=2, dtype=torch.bfloat16)
+    views = [storage.as_strided(shape, (apart, 40 * 32, 32, 1), i * size) for i in range(3)]
+    for view, tensor in zip(views, clean, strict=True):
+        view.copy_(tensor)
+    assert torch.equal(sage.attention(*views, backend=kernels), sage.attention(*clean, backend=kernels))
+
+
 @every_recipe
 def test_every_argument_matters(backend: str, recipe: str) -> None:
     q, k, v = make(40, 60, batch=2)

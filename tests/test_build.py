@@ -131,7 +131,13 @@ def test_nvcc_from_pip(tmp_path: Path, path_without_nvcc: str) -> None:
 @pytest.mark.skipif(INFO["cuda"] == "off", reason="this build has no CUDA, so there is no compiler to check")
 def test_cuda_compiler_and_cutlass_work_together(tmp_path: Path) -> None:
     """Compiles a little CuTe for sm_80."""
-    configure(tmp_path, "SAGE_CUDA=ON", "SAGE_CPU=OFF", "SAGE_TESTS=ON", f"CMAKE_CUDA_COMPILER={INFO['cuda_compiler']}",
-              f"CUTLASS_DIR={re.search(r'[(](.+)/include[)]', INFO['cutlass'])[1]}")
+    configure(
+        tmp_path,
+        "SAGE_CUDA=ON",
+        "SAGE_CPU=OFF",
+        "SAGE_TESTS=ON",
+        f"CMAKE_CUDA_COMPILER={INFO['cuda_compiler']}",
+        f"CUTLASS_DIR={re.search(r'[(](.+)/include[)]', INFO['cutlass'])[1]}",
+    )
     run("cmake", "--build", tmp_path, "--target", "sage_toolchain_check")
     assert list(tmp_path.rglob("toolchain.cu.o"))

@@ -58,8 +58,13 @@ def test_info_text_says_everything_that_the_json_has():
     assert code == 0
     facts = json.loads(run("info", "--json")[1])
     assert facts["versions"]["sage"] == sage.__version__
-    for value in (*facts["versions"].values(), *filter(None, facts["build"].values()), *facts["auto"].values(),
-                  facts["cpu"]["model"], facts["gpus"]["reason"]):
+    for value in (
+        *facts["versions"].values(),
+        *filter(None, facts["build"].values()),
+        *facts["auto"].values(),
+        facts["cpu"]["model"],
+        facts["gpus"]["reason"],
+    ):
         assert value in text
     for recipe, backends in facts["recipes"].items():
         assert recipe in text
@@ -90,14 +95,29 @@ def test_info_follows_the_forced_instruction_set(monkeypatch):
 # ---- bench
 
 
-@pytest.mark.parametrize(("backend", "recipe", "dtype"), [
-    ("cpu", "int16", "bfloat16"), ("cpu", "sage1(smooth_k=False)", "float32"), ("reference", "sage2", "float16"),
-])
+@pytest.mark.parametrize(
+    ("backend", "recipe", "dtype"),
+    [
+        ("cpu", "int16", "bfloat16"),
+        ("cpu", "sage1(smooth_k=False)", "float32"),
+        ("reference", "sage2", "float16"),
+    ],
+)
 @pytest.mark.parametrize("case", [Case(2, 3, 40, 40, 32), Case(1, 2, 5, 70, 16), Case(1, 2, 65, 65, 64, causal=True)])
 def test_bench_report_is_consistent(tmp_path, case, backend, recipe, dtype):
     shape = f"{case.batch},{case.num_heads},{case.seqlen_q},{case.seqlen_k},{case.head_dim}"
-    report = bench(tmp_path, "--shape", shape, *["--causal"] * case.causal, "--backend", backend, "--recipe", recipe,
-                   "--dtype", dtype)
+    report = bench(
+        tmp_path,
+        "--shape",
+        shape,
+        *["--causal"] * case.causal,
+        "--backend",
+        backend,
+        "--recipe",
+        recipe,
+        "--dtype",
+        dtype,
+    )
     (measured,) = report["cases"]
     assert report["settings"] == {"backend": backend, "dtype": dtype, "repeats": 3}
     assert [r["name"] for r in measured["results"]] == [*(f"SDPA {name}" for name in SDPA_DTYPES), recipe]
@@ -168,23 +188,26 @@ def test_bench_plot_is_a_picture(tmp_path):
     assert {(0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00), (0x00, 0x9E, 0x73), (0x8C, 0x8C, 0x8C)} <= colours  # a bar each
 
 
-@pytest.mark.parametrize(("argv", "words"), [
-    (["--shape", "1,2,3"], ["shape", "'1,2,3'", "batch,heads,seqlen,head_dim"]),
-    (["--shape", "1,2,x,4"], ["shape", "'x'", ">= 1"]),
-    (["--shape", "1,0,8,4"], ["shape", "'0'", ">= 1"]),
-    (["--shape", "1,1,8,300"], ["head_dim", "300", "256"]),
-    (["--shape", "1,1,4,8,16", "--causal"], ["--causal", "equal lengths", "(1, 1, 4, 8, 16)"]),
-    (["--shape", "1,1,4,8", "--preset", "small"], ["--preset", "--shape"]),
-    (["--recipe", "sage9"], ["sage9", "sage1_int8"]),
-    (["--recipe", "sage1(colour=2)"], ["colour=2"]),
-    (["--recipe", "sage3", "--backend", "cpu"], ["sage3", "nvfp4"]),
-    (["--dtype", "float64"], ["--dtype", "float64", "bfloat16"]),
-    (["--repeats", "0"], ["--repeats", "'0'", ">= 1"]),
-    (["--threads", "two"], ["--threads", "'two'"]),
-    (["--json", "."], ["--json", "folder"]),
-    (["--json", f"{__file__}/report.json"], ["--json", "cannot make the folder"]),
-    (["--colour"], ["--colour"]),
-])
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--shape", "1,2,3"], ["shape", "'1,2,3'", "batch,heads,seqlen,head_dim"]),
+        (["--shape", "1,2,x,4"], ["shape", "'x'", ">= 1"]),
+        (["--shape", "1,0,8,4"], ["shape", "'0'", ">= 1"]),
+        (["--shape", "1,1,8,300"], ["head_dim", "300", "256"]),
+        (["--shape", "1,1,4,8,16", "--causal"], ["--causal", "equal lengths", "(1, 1, 4, 8, 16)"]),
+        (["--shape", "1,1,4,8", "--preset", "small"], ["--preset", "--shape"]),
+        (["--recipe", "sage9"], ["sage9", "sage1_int8"]),
+        (["--recipe", "sage1(colour=2)"], ["colour=2"]),
+        (["--recipe", "sage3", "--backend", "cpu"], ["sage3", "nvfp4"]),
+        (["--dtype", "float64"], ["--dtype", "float64", "bfloat16"]),
+        (["--repeats", "0"], ["--repeats", "'0'", ">= 1"]),
+        (["--threads", "two"], ["--threads", "'two'"]),
+        (["--json", "."], ["--json", "folder"]),
+        (["--json", f"{__file__}/report.json"], ["--json", "cannot make the folder"]),
+        (["--colour"], ["--colour"]),
+    ],
+)
 def test_bench_refuses_with_a_reason(argv, words):
     code, out, err = run("bench", *argv)
     assert code == 2
@@ -265,9 +288,13 @@ def test_module_exit_codes():
     assert bad.returncode == 2 and "sage9" in bad.stderr and "Traceback" not in bad.stderr
 
 
-@pytest.mark.parametrize(("example", "line", "most"), [
-    ("attention.py", "relative error", 0.015), ("patch_model.py", "relative difference of the output", 0.002),
-])
+@pytest.mark.parametrize(
+    ("example", "line", "most"),
+    [
+        ("attention.py", "relative error", 0.015),
+        ("patch_model.py", "relative difference of the output", 0.002),
+    ],
+)
 def test_example(example, line, most):
     process = subprocess.run([sys.executable, str(EXAMPLES / example)], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr

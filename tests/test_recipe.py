@@ -62,6 +62,7 @@ def test_bad_text_is_a_value_error_that_names_it(text, named):
 @pytest.mark.parametrize(
     "fields, named",
     [
+        ({"name": "mine"}, "name"),
         ({"qk": "int2"}, "qk"),
         ({"qk": "nvfp4"}, "qk_granularity"),
         ({"qk_granularity": "1x16"}, "qk_granularity"),

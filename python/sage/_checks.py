@@ -54,8 +54,17 @@ def check_dense(name: str, t: Any) -> None:
         raise NotImplementedError(f"{name} must be a dense strided tensor, got {got}")
 
 
-def check_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, seqused_k: Tensor | None, *,
-                    scale: float | None, window: tuple[int, int], layout: str) -> Shape:
+def check_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None,
+    seqused_k: Tensor | None,
+    *,
+    scale: float | None,
+    window: tuple[int, int],
+    layout: str,
+) -> Shape:
     """The shape of a call on 4-D tensors."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -73,8 +82,19 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, s
     return shape
 
 
-def check_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, seqused_k: Tensor | None,
-                 max_seqlen_q: int, max_seqlen_k: int, *, scale: float | None, window: tuple[int, int]) -> Shape:
+def check_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    seqused_k: Tensor | None,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *,
+    scale: float | None,
+    window: tuple[int, int],
+) -> Shape:
     """The shape of a call on packed 3-D tensors."""
     _check_qkv(q, k, v, rank=3, head_dim_of="total, heads, head_dim")
     for name, cu_seqlens in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
@@ -138,17 +158,22 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor, *, rank: int, head_dim_of: str) 
         raise ValueError(f"v must have the shape of k, {_shape(k)}, got {_shape(v)}")
     for name, t in (("q", q), ("k", k), ("v", v)):
         if head_dim > 1 and t.stride(-1) != 1:
-            raise ValueError(f"{name} must have a contiguous head_dim (stride 1), got stride {t.stride(-1)}; "
-                             f"{name}.contiguous() makes it so")
+            raise ValueError(
+                f"{name} must have a contiguous head_dim (stride 1), got stride {t.stride(-1)}; "
+                f"{name}.contiguous() makes it so"
+            )
 
 
 def _check_heads(shape: Shape) -> None:
     if shape.num_heads_q < 1 or shape.num_heads_kv < 1:
-        raise ValueError("the number of heads must be at least 1, "
-                         f"got {shape.num_heads_q} of q and {shape.num_heads_kv} of k and v")
+        raise ValueError(
+            f"the number of heads must be at least 1, got {shape.num_heads_q} of q and {shape.num_heads_kv} of k and v"
+        )
     if shape.num_heads_q % shape.num_heads_kv:
-        raise ValueError("the number of heads of q must be a multiple of that of k and v, "
-                         f"{shape.num_heads_kv}, got {shape.num_heads_q}")
+        raise ValueError(
+            "the number of heads of q must be a multiple of that of k and v, "
+            f"{shape.num_heads_kv}, got {shape.num_heads_q}"
+        )
 
 
 def _check_numbers(scale: float | None, window: tuple[int, int]) -> None:
@@ -166,8 +191,10 @@ def _check_mask(attn_mask: Tensor, q: Tensor, full: tuple[int, int, int, int]) -
         raise ValueError(f"attn_mask must be on the device of q, {q.device}, got {attn_mask.device}")
     rank = attn_mask.dim()
     if not 2 <= rank <= 4 or any(got != 1 and got != want for got, want in zip(attn_mask.shape, full[4 - rank :])):
-        raise ValueError("attn_mask must have 2 to 4 dimensions that broadcast to "
-                         f"(batch, num_heads_q, seqlen_q, seqlen_k) = {full}, got shape {_shape(attn_mask)}")
+        raise ValueError(
+            "attn_mask must have 2 to 4 dimensions that broadcast to "
+            f"(batch, num_heads_q, seqlen_q, seqlen_k) = {full}, got shape {_shape(attn_mask)}"
+        )
 
 
 def _check_int32(name: str, t: Tensor, length: int, q: Tensor, *, of: str) -> None:

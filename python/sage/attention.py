@@ -67,8 +67,21 @@ def attention(
     check_type("layout", layout, str)
     _check_rules(is_causal, scale, window_size, seqused_k, return_lse)
     backend, recipe = choose(q.device.type, recipe, backend)
-    out, lse = ops.attention(q, k, v, attn_mask, seqused_k, is_causal, scale, window_size[0], window_size[1], layout,
-                             recipe, backend, return_lse or _needs_gradient(q, k, v))
+    out, lse = ops.attention(
+        q,
+        k,
+        v,
+        attn_mask,
+        seqused_k,
+        is_causal,
+        scale,
+        window_size[0],
+        window_size[1],
+        layout,
+        recipe,
+        backend,
+        return_lse or _needs_gradient(q, k, v),
+    )
     return (out, lse) if return_lse else out
 
 
@@ -118,14 +131,29 @@ def attention_varlen(
     check_type("max_seqlen_k", max_seqlen_k, int)
     _check_rules(is_causal, scale, window_size, seqused_k, return_lse)
     backend, recipe = choose(q.device.type, recipe, backend)
-    out, lse = ops.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k,
-                                    is_causal, scale, window_size[0], window_size[1], recipe, backend,
-                                    return_lse or _needs_gradient(q, k, v))
+    out, lse = ops.attention_varlen(
+        q,
+        k,
+        v,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        seqused_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        is_causal,
+        scale,
+        window_size[0],
+        window_size[1],
+        recipe,
+        backend,
+        return_lse or _needs_gradient(q, k, v),
+    )
     return (out, lse) if return_lse else out
 
 
-def _check_rules(is_causal: bool, scale: float | None, window_size: tuple[int, int], seqused_k: Tensor | None,
-                 return_lse: bool) -> None:
+def _check_rules(
+    is_causal: bool, scale: float | None, window_size: tuple[int, int], seqused_k: Tensor | None, return_lse: bool
+) -> None:
     check_type("is_causal", is_causal, bool)
     check_type("scale", scale, float, int, type(None))
     check_window_type(window_size)

@@ -30,11 +30,14 @@ from .recipe import Recipe
 
 _RULES = "bool is_causal, float? scale, SymInt window_left, SymInt window_right"
 _FIXED = f"Tensor? attn_mask, Tensor? seqused_k, {_RULES}, str layout, str recipe"
-_PACKED = ("Tensor cu_seqlens_q, Tensor cu_seqlens_k, Tensor? seqused_k, SymInt max_seqlen_q, SymInt max_seqlen_k, "
-           f"{_RULES}, str recipe")
+_PACKED = (
+    "Tensor cu_seqlens_q, Tensor cu_seqlens_k, Tensor? seqused_k, SymInt max_seqlen_q, SymInt max_seqlen_k, "
+    f"{_RULES}, str recipe"
+)
 _FORWARD = "Tensor q, Tensor k, Tensor v, {}, str backend, bool return_lse) -> (Tensor out, Tensor lse)"
-_BACKWARD = ("Tensor dout, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, {}) "
-             "-> (Tensor dq, Tensor dk, Tensor dv)")
+_BACKWARD = (
+    "Tensor dout, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, {}) -> (Tensor dq, Tensor dk, Tensor dv)"
+)
 
 _lib = torch.library.Library("sage", "DEF")
 _lib.define("attention(" + _FORWARD.format(_FIXED))
@@ -43,8 +46,9 @@ _lib.define("attention_backward(" + _BACKWARD.format(_FIXED))
 _lib.define("attention_varlen_backward(" + _BACKWARD.format(_PACKED))
 
 
-def _attention(q, k, v, attn_mask, seqused_k, is_causal, scale, window_left, window_right, layout, recipe, backend,
-               return_lse):
+def _attention(
+    q, k, v, attn_mask, seqused_k, is_causal, scale, window_left, window_right, layout, recipe, backend, return_lse
+):
     window = (window_left, window_right)
     shape = check_attention(q, k, v, attn_mask, seqused_k, scale=scale, window=window, layout=layout)
     if seqused_k is not None and (seqused_k.device.type == "cpu" or backend == "reference"):
@@ -52,8 +56,16 @@ def _attention(q, k, v, attn_mask, seqused_k, is_causal, scale, window_left, win
     scale = _scale(q, scale)
     if backend == "reference":
         from .reference import forward
-        out, lse = forward(*(_bhsd(t, layout) for t in (q, k, v)), Recipe.parse(recipe), scale=scale, causal=is_causal,
-                           window=window, attn_mask=attn_mask, seqused_k=seqused_k)
+
+        out, lse = forward(
+            *(_bhsd(t, layout) for t in (q, k, v)),
+            Recipe.parse(recipe),
+            scale=scale,
+            causal=is_causal,
+            window=window,
+            attn_mask=attn_mask,
+            seqused_k=seqused_k,
+        )
         return _bhsd(out, layout).contiguous(), lse if return_lse else _no_lse(q)
     out, lse = _outputs(q, (shape.batch, shape.num_heads_q, shape.seqlen_q), return_lse)
     mask = None
@@ -61,34 +73,69 @@ def _attention(q, k, v, attn_mask, seqused_k, is_causal, scale, window_left, win
         full = attn_mask.expand(shape.batch, shape.num_heads_q, shape.seqlen_q, shape.seqlen_k)
         mask = (full.data_ptr(), MASK_DTYPES[full.dtype], *full.stride())
     dims = LAYOUTS[layout]
-    _run(_plan(q.device.type, q.dtype, recipe, shape, None, is_causal, window, torch.get_num_threads(), cpu_isa()),
-         q=_view(q, *dims), k=_view(k, *dims), v=_view(v, *dims), out=_view(out, *dims), lse=lse.data_ptr(),
-         softmax_scale=scale, mask=mask, seqused_k=_pointer(seqused_k))
+    _run(
+        _plan(q.device.type, q.dtype, recipe, shape, None, is_causal, window, torch.get_num_threads(), cpu_isa()),
+        q=_view(q, *dims),
+        k=_view(k, *dims),
+        v=_view(v, *dims),
+        out=_view(out, *dims),
+        lse=lse.data_ptr(),
+        softmax_scale=scale,
+        mask=mask,
+        seqused_k=_pointer(seqused_k),
+    )
     return out, lse
 
 
-def _attention_fake(q, k, v, attn_mask, seqused_k, is_causal, scale, window_left, window_right, layout, recipe, backend,
-                    return_lse):
-    shape = check_attention(q, k, v, attn_mask, seqused_k, scale=scale, window=(window_left, window_right),
-                            layout=layout)
+def _attention_fake(
+    q, k, v, attn_mask, seqused_k, is_causal, scale, window_left, window_right, layout, recipe, backend, return_lse
+):
+    shape = check_attention(
+        q, k, v, attn_mask, seqused_k, scale=scale, window=(window_left, window_right), layout=layout
+    )
     return _outputs(q, (shape.batch, shape.num_heads_q, shape.seqlen_q), return_lse)
 
 
-def _attention_backward(dout, out, lse, q, k, v, attn_mask, seqused_k, is_causal, scale, window_left, window_right,
-                        layout, recipe):
+def _attention_backward(
+    dout, out, lse, q, k, v, attn_mask, seqused_k, is_causal, scale, window_left, window_right, layout, recipe
+):
     _check_differentiable(recipe, q, lse)
     from .reference import backward
-    grads = backward(*(_bhsd(t, layout) for t in (dout, q, k, v, out)), lse, Recipe.parse(recipe),
-                     scale=_scale(q, scale), causal=is_causal, window=(window_left, window_right), attn_mask=attn_mask,
-                     seqused_k=seqused_k)
+
+    grads = backward(
+        *(_bhsd(t, layout) for t in (dout, q, k, v, out)),
+        lse,
+        Recipe.parse(recipe),
+        scale=_scale(q, scale),
+        causal=is_causal,
+        window=(window_left, window_right),
+        attn_mask=attn_mask,
+        seqused_k=seqused_k,
+    )
     return tuple(_bhsd(grad, layout).contiguous() for grad in grads)
 
 
-def _attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, is_causal, scale,
-                      window_left, window_right, recipe, backend, return_lse):
+def _attention_varlen(
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    seqused_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    is_causal,
+    scale,
+    window_left,
+    window_right,
+    recipe,
+    backend,
+    return_lse,
+):
     window = (window_left, window_right)
-    shape = check_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, scale=scale,
-                         window=window)
+    shape = check_varlen(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, scale=scale, window=window
+    )
     if q.device.type == "cpu" or backend == "reference":
         check_cu_seqlens_values("q", cu_seqlens_q, q.shape[0], max_seqlen_q)
         lengths = check_cu_seqlens_values("k", cu_seqlens_k, k.shape[0], max_seqlen_k)
@@ -98,37 +145,107 @@ def _attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen
     out, lse = _outputs(q, (shape.num_heads_q, q.shape[0]), return_lse)
     if backend == "reference":
         from .reference import forward
+
         for of_q, of_k, used in _sequences(cu_seqlens_q, cu_seqlens_k, seqused_k):
-            out_i, lse_i = forward(_unpack(q, of_q), _unpack(k, of_k), _unpack(v, of_k), Recipe.parse(recipe),
-                                   scale=scale, causal=is_causal, window=window, seqused_k=used)
+            out_i, lse_i = forward(
+                _unpack(q, of_q),
+                _unpack(k, of_k),
+                _unpack(v, of_k),
+                Recipe.parse(recipe),
+                scale=scale,
+                causal=is_causal,
+                window=window,
+                seqused_k=used,
+            )
             _unpack(out, of_q).copy_(out_i)
             if return_lse:
                 lse[:, of_q] = lse_i[0]
         return out, lse
     totals = q.shape[0], k.shape[0]
-    _run(_plan(q.device.type, q.dtype, recipe, shape, totals, is_causal, window, torch.get_num_threads(), cpu_isa()),
-         q=_packed_view(q), k=_packed_view(k), v=_packed_view(v), out=_packed_view(out), lse=lse.data_ptr(),
-         softmax_scale=scale, cu_seqlens_q=_pointer(cu_seqlens_q), cu_seqlens_k=_pointer(cu_seqlens_k),
-         seqused_k=_pointer(seqused_k))
+    _run(
+        _plan(q.device.type, q.dtype, recipe, shape, totals, is_causal, window, torch.get_num_threads(), cpu_isa()),
+        q=_packed_view(q),
+        k=_packed_view(k),
+        v=_packed_view(v),
+        out=_packed_view(out),
+        lse=lse.data_ptr(),
+        softmax_scale=scale,
+        cu_seqlens_q=_pointer(cu_seqlens_q),
+        cu_seqlens_k=_pointer(cu_seqlens_k),
+        seqused_k=_pointer(seqused_k),
+    )
     return out, lse
 
 
-def _attention_varlen_fake(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, is_causal, scale,
-                           window_left, window_right, recipe, backend, return_lse):
-    shape = check_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, scale=scale,
-                         window=(window_left, window_right))
+def _attention_varlen_fake(
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    seqused_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    is_causal,
+    scale,
+    window_left,
+    window_right,
+    recipe,
+    backend,
+    return_lse,
+):
+    shape = check_varlen(
+        q,
+        k,
+        v,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        seqused_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        scale=scale,
+        window=(window_left, window_right),
+    )
     return _outputs(q, (shape.num_heads_q, q.shape[0]), return_lse)
 
 
-def _attention_varlen_backward(dout, out, lse, q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q,
-                               max_seqlen_k, is_causal, scale, window_left, window_right, recipe):
+def _attention_varlen_backward(
+    dout,
+    out,
+    lse,
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    seqused_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    is_causal,
+    scale,
+    window_left,
+    window_right,
+    recipe,
+):
     _check_differentiable(recipe, q, lse)
     from .reference import backward
+
     packed_grads = tuple(t.new_empty(t.shape) for t in (q, k, v))
     for of_q, of_k, used in _sequences(cu_seqlens_q, cu_seqlens_k, seqused_k):
-        grads = backward(_unpack(dout, of_q), _unpack(q, of_q), _unpack(k, of_k), _unpack(v, of_k), _unpack(out, of_q),
-                         lse[None, :, of_q], Recipe.parse(recipe), scale=_scale(q, scale), causal=is_causal,
-                         window=(window_left, window_right), attn_mask=None, seqused_k=used)
+        grads = backward(
+            _unpack(dout, of_q),
+            _unpack(q, of_q),
+            _unpack(k, of_k),
+            _unpack(v, of_k),
+            _unpack(out, of_q),
+            lse[None, :, of_q],
+            Recipe.parse(recipe),
+            scale=_scale(q, scale),
+            causal=is_causal,
+            window=(window_left, window_right),
+            attn_mask=None,
+            seqused_k=used,
+        )
         for packed, rows, grad in zip(packed_grads, (of_q, of_k, of_k), grads):
             _unpack(packed, rows).copy_(grad)
     return packed_grads
@@ -139,14 +256,34 @@ def _backward_fake(dout, out, lse, q, k, v, *settings):
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(device: str, dtype: torch.dtype, recipe: str, shape: Shape, totals: tuple[int, int] | None, causal: bool,
-          window: tuple[int, int], num_threads: int, isa: str) -> _C.AttnPlan:
+def _plan(
+    device: str,
+    dtype: torch.dtype,
+    recipe: str,
+    shape: Shape,
+    totals: tuple[int, int] | None,
+    causal: bool,
+    window: tuple[int, int],
+    num_threads: int,
+    isa: str,
+) -> _C.AttnPlan:
     """`totals` of q and k where sequences are packed."""
     total_q, total_k = totals or (0, 0)
     try:
-        return _C.AttnPlan(device=device, dtype=DTYPES[dtype], recipe=Recipe.parse(recipe), **shape._asdict(),
-                           varlen=totals is not None, total_q=total_q, total_k=total_k, causal=causal,
-                           window_left=window[0], window_right=window[1], num_threads=num_threads, cpu_isa=isa)
+        return _C.AttnPlan(
+            device=device,
+            dtype=DTYPES[dtype],
+            recipe=Recipe.parse(recipe),
+            **shape._asdict(),
+            varlen=totals is not None,
+            total_q=total_q,
+            total_k=total_k,
+            causal=causal,
+            window_left=window[0],
+            window_right=window[1],
+            num_threads=num_threads,
+            cpu_isa=isa,
+        )
     except NotImplementedError as reason:
         raise NotImplementedError(f'{reason}; backend="reference" runs recipe {recipe} on every device') from None
 
@@ -180,8 +317,9 @@ def _unpack(t: Tensor, rows: slice) -> Tensor:
     return t[rows].transpose(0, 1)[None]
 
 
-def _sequences(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
-               seqused_k: Tensor | None) -> Iterator[tuple[slice, slice, Tensor | None]]:
+def _sequences(
+    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, seqused_k: Tensor | None
+) -> Iterator[tuple[slice, slice, Tensor | None]]:
     """Of each sequence: its rows of q, its rows of k and v, and how many of these exist."""
     of_q, of_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     for i in range(len(of_q) - 1):
@@ -245,8 +383,9 @@ for _name, _forward, _fake, _backward, _setup in (
     torch.library.register_fake(f"sage::{_name}_backward", _backward_fake, lib=_lib)
     torch.library.register_autograd(f"sage::{_name}_backward", _no_second_derivative, lib=_lib)
     _backward_op = getattr(torch.ops.sage, f"{_name}_backward").default
-    torch.library.register_autograd(f"sage::{_name}", functools.partial(_differentiate, backward=_backward_op),
-                                    setup_context=_setup, lib=_lib)
+    torch.library.register_autograd(
+        f"sage::{_name}", functools.partial(_differentiate, backward=_backward_op), setup_context=_setup, lib=_lib
+    )
 
 attention = torch.ops.sage.attention.default
 attention_varlen = torch.ops.sage.attention_varlen.default

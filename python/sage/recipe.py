@@ -11,6 +11,18 @@ import re
 from dataclasses import dataclass
 
 _ALLOWED = {
+    "name": (
+        "sage1",
+        "sage1_int8",
+        "sage2",
+        "sage2pp",
+        "sage2_int4",
+        "sage3",
+        "sagebwd",
+        "int16",
+        "sage1@cpu",
+        "sage1_int8@cpu",
+    ),
     "qk": ("int8", "int4", "int16", "nvfp4"),
     "qk_granularity": ("token", "thread", "warp", "block", "1x16"),
     "pv": ("fp16", "int8", "int16", "fp8_e4m3", "nvfp4"),
@@ -64,7 +76,9 @@ class Recipe:
     def __post_init__(self) -> None:
         for field, allowed in _ALLOWED.items():
             if getattr(self, field) not in allowed:
-                raise ValueError(f"recipe field {field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}")
+                raise ValueError(
+                    f"recipe field {field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}"
+                )
         for field in ("block_q", "block_k"):
             value = getattr(self, field)
             if not isinstance(value, int) or value <= 0 or value % 16:
@@ -78,9 +92,13 @@ class Recipe:
                 raise ValueError(f"recipe field {field} must be a finite number >= 0, got {value!r}")
             object.__setattr__(self, field, float(value))
         if (self.qk == "nvfp4") != (self.qk_granularity == "1x16"):
-            raise ValueError(f"recipe field qk_granularity '1x16' goes with qk 'nvfp4', got {self.qk_granularity!r} with {self.qk!r}")
+            raise ValueError(
+                f"recipe field qk_granularity '1x16' goes with qk 'nvfp4', got {self.qk_granularity!r} with {self.qk!r}"
+            )
         if (self.pv in ("int8", "int16")) != (self.pv_accum == "int32"):
-            raise ValueError(f"recipe field pv_accum 'int32' goes with an integer pv, got {self.pv_accum!r} with {self.pv!r}")
+            raise ValueError(
+                f"recipe field pv_accum 'int32' goes with an integer pv, got {self.pv_accum!r} with {self.pv!r}"
+            )
         if self.p_max == 0:
             raise ValueError("recipe field p_max must be > 0, got 0")
         if self.v_max == 0 and self.pv not in ("fp16", "nvfp4"):
@@ -97,20 +115,28 @@ class Recipe:
 
     @staticmethod
     def parse(text: str) -> Recipe:
-        """A recipe from its text: a preset's name, with changed fields in parentheses: "sage2(p_max=256, smooth_v=True)"."""
+        """A recipe from its text, a preset's name with changed fields in parentheses: "sage2(smooth_v=True)"."""
         return _parse(text)
 
     def __str__(self) -> str:
         """The shortest text that `parse` reads back to this recipe."""
         base = PRESETS[self.name]
-        changed = [f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self) if getattr(self, f.name) != getattr(base, f.name)]
+        changed = [
+            f"{f.name}={getattr(self, f.name)}"
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != getattr(base, f.name)
+        ]
         return f"{self.name}({', '.join(changed)})" if changed else self.name
 
 
 def _presets() -> dict[str, Recipe]:
     sage1 = Recipe("sage1", qk="int8", qk_granularity="thread", pv="fp16", pv_accum="fp32")
-    sage2 = Recipe("sage2", qk="int8", qk_granularity="thread", pv="fp8_e4m3", pv_accum="fp32+fp32", p_max=448, v_max=448)
-    cpu = Recipe("int16", qk="int16", qk_granularity="token", pv="int16", pv_accum="int32", block_k=128, p_max=8191, v_max=2047)
+    sage2 = Recipe(
+        "sage2", qk="int8", qk_granularity="thread", pv="fp8_e4m3", pv_accum="fp32+fp32", p_max=448, v_max=448
+    )
+    cpu = Recipe(
+        "int16", qk="int16", qk_granularity="token", pv="int16", pv_accum="int32", block_k=128, p_max=8191, v_max=2047
+    )
     recipes = [
         sage1,
         sage1.replace(name="sage1_int8", pv="int8", pv_accum="int32", p_max=255, v_max=127),
@@ -119,9 +145,27 @@ def _presets() -> dict[str, Recipe]:
         sage2.replace(name="sage2pp", pv_accum="fp16+fp32", v_max=2.25),
         sage2.replace(name="sage2_int4", qk="int4", smooth_q=True),
         # 2688 = 448 * 6: the largest ue4m3 scale times the largest e2m1 value.
-        Recipe("sage3", qk="nvfp4", qk_granularity="1x16", pv="nvfp4", pv_accum="fp32", block_k=128, p_max=2688,
-               p_two_level=True, smooth_q=True),
-        Recipe("sagebwd", qk="int8", qk_granularity="block", pv="int8", pv_accum="int32", p_max=127, v_max=127, v_granularity="block"),
+        Recipe(
+            "sage3",
+            qk="nvfp4",
+            qk_granularity="1x16",
+            pv="nvfp4",
+            pv_accum="fp32",
+            block_k=128,
+            p_max=2688,
+            p_two_level=True,
+            smooth_q=True,
+        ),
+        Recipe(
+            "sagebwd",
+            qk="int8",
+            qk_granularity="block",
+            pv="int8",
+            pv_accum="int32",
+            p_max=127,
+            v_max=127,
+            v_granularity="block",
+        ),
         # What the CPU kernels compute. 8191 = 2^20 / 128 - 1 keeps a step's sum of P V below 2^31 even for constant V.
         cpu,
         cpu.replace(name="sage1@cpu", qk="int8"),
@@ -131,14 +175,19 @@ def _presets() -> dict[str, Recipe]:
 
 
 PRESETS: dict[str, Recipe] = _presets()
-"""Every preset by name. "<name>@cpu" is what `<name>` means to the CPU kernels, which have no 16-bit floating matmul."""
+"""Every preset by name. "<name>@cpu" is what `<name>` means to the CPU kernels, which multiply integers only."""
+
+
+_READERS = {"bool": {"True": True, "False": False}.__getitem__, "int": int, "float": float, "str": str}
 
 
 @functools.lru_cache(maxsize=256)
 def _parse(text: str) -> Recipe:
     match = re.fullmatch(r"\s*([\w@]+)\s*(?:\((.*)\))?\s*", text)
     if not match or match[1] not in PRESETS:
-        raise ValueError(f"recipe must be one of auto, {', '.join(PRESETS)} (fields may follow in parentheses), got {text!r}")
+        raise ValueError(
+            f"recipe must be one of auto, {', '.join(PRESETS)} (fields may follow in parentheses), got {text!r}"
+        )
     recipe = PRESETS[match[1]]
     types = {f.name: f.type for f in dataclasses.fields(Recipe)}
     fields = {}
@@ -147,7 +196,7 @@ def _parse(text: str) -> Recipe:
         if not separator or name not in types or name == "name":
             raise ValueError(f"recipe {text!r}: expected field=value with a field of sage.Recipe, got {item!r}")
         try:
-            fields[name] = {"bool": lambda v: {"True": True, "False": False}[v], "int": int, "float": float, "str": str}[types[name]](value)
+            fields[name] = _READERS[types[name]](value)
         except (KeyError, ValueError):
             raise ValueError(f"recipe {text!r}: field {name} must be a {types[name]}, got {value!r}") from None
     return recipe.replace(**fields)

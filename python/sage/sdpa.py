@@ -73,8 +73,9 @@ def sdpa(
             above 256 or another one in value, a gradient of a recipe that has none or of attn_mask, a device without
             kernels, nested tensors.
     """
-    return _attend(None, fallback, recipe, backend, query, key, value, attn_mask, dropout_p, is_causal, scale,
-                   enable_gqa)
+    return _attend(
+        None, fallback, recipe, backend, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+    )
 
 
 @contextlib.contextmanager
@@ -86,11 +87,20 @@ def patch_sdpa(*, recipe: str | Recipe = "auto", backend: str = "auto", fallback
     """
     calls = SdpaCalls()
 
-    def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
-                                     dropout_p: float = 0.0, is_causal: bool = False, *, scale: float | None = None,
-                                     enable_gqa: bool = False) -> Tensor:
-        return _attend(calls, fallback, recipe, backend, query, key, value, attn_mask, dropout_p, is_causal, scale,
-                       enable_gqa)
+    def scaled_dot_product_attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        return _attend(
+            calls, fallback, recipe, backend, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+        )
 
     found = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = scaled_dot_product_attention
@@ -100,9 +110,20 @@ def patch_sdpa(*, recipe: str | Recipe = "auto", backend: str = "auto", fallback
         F.scaled_dot_product_attention = found
 
 
-def _attend(calls: SdpaCalls | None, fallback: bool, recipe: str | Recipe, backend: str, query: Tensor, key: Tensor,
-            value: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool, scale: float | None,
-            enable_gqa: bool) -> Tensor:
+def _attend(
+    calls: SdpaCalls | None,
+    fallback: bool,
+    recipe: str | Recipe,
+    backend: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor:
     try:
         out = _serve(recipe, backend, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     except NotImplementedError as reason:
@@ -116,8 +137,18 @@ def _attend(calls: SdpaCalls | None, fallback: bool, recipe: str | Recipe, backe
     return out
 
 
-def _serve(recipe: str | Recipe, backend: str, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None,
-           dropout_p: float, is_causal: bool, scale: float | None, enable_gqa: bool) -> Tensor:
+def _serve(
+    recipe: str | Recipe,
+    backend: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor:
     named = (("query", query), ("key", key), ("value", value))
     for name, tensor in named:
         check_dense(name, tensor)
@@ -139,8 +170,9 @@ def _serve(recipe: str | Recipe, backend: str, query: Tensor, key: Tensor, value
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     rank = max(query.dim(), key.dim(), value.dim())
     batch_shape = _broadcast("query, key and value must have batch dimensions", *(t.shape[:-3] for _, t in named))
-    query, key, value = (t if t.stride(-1) == 1 else t.contiguous()
-                         for t in _broadcast_heads(query, key, value, batch_shape, enable_gqa))
+    query, key, value = (
+        t if t.stride(-1) == 1 else t.contiguous() for t in _broadcast_heads(query, key, value, batch_shape, enable_gqa)
+    )
     if attn_mask is not None and attn_mask.dim() > 3:
         lead = _broadcast("attn_mask must have batch dimensions", attn_mask.shape[:-3], batch_shape)
         attn_mask = _to_4d(attn_mask, lead, attn_mask.shape[-3])
@@ -151,8 +183,17 @@ def _serve(recipe: str | Recipe, backend: str, query: Tensor, key: Tensor, value
         key, value = key[:, :, :seqlen_q], value[:, :, :seqlen_q]  # the keys that any query sees: lengths are now equal
     elif is_causal and seqlen_q > seqlen_k:
         is_causal, window_size = False, (-1, seqlen_q - seqlen_k)  # j <= i, in coordinates aligned to the bottom right
-    out = attention(query, key, value, attn_mask=attn_mask, is_causal=is_causal, scale=scale, window_size=window_size,
-                    recipe=recipe, backend=backend)
+    out = attention(
+        query,
+        key,
+        value,
+        attn_mask=attn_mask,
+        is_causal=is_causal,
+        scale=scale,
+        window_size=window_size,
+        recipe=recipe,
+        backend=backend,
+    )
     return out.reshape((*batch_shape, *out.shape[1:])[-rank:]) if rank != 4 else out
 
 
@@ -165,8 +206,10 @@ def _check_served(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, r
     if query.shape[-1] == key.shape[-1] and not 1 <= query.shape[-1] <= MAX_HEAD_DIM:
         raise NotImplementedError(f"head_dim {query.shape[-1]}: only 1 to {MAX_HEAD_DIM} is served")
     if not is_differentiable(recipe) and torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):
-        raise NotImplementedError(f"recipe {recipe} has no backward pass and an input requires a gradient: call under "
-                                  'torch.no_grad(), or take recipe="sagebwd" with backend="reference"')
+        raise NotImplementedError(
+            f"recipe {recipe} has no backward pass and an input requires a gradient: call under "
+            'torch.no_grad(), or take recipe="sagebwd" with backend="reference"'
+        )
 
 
 def _broadcast(what: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
@@ -178,16 +221,18 @@ def _broadcast(what: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
         raise ValueError(f"{what} that broadcast, got {', '.join(str(tuple(shape)) for shape in shapes)}") from None
 
 
-def _broadcast_heads(query: Tensor, key: Tensor, value: Tensor, batch_shape: tuple[int, ...],
-                     enable_gqa: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _broadcast_heads(
+    query: Tensor, key: Tensor, value: Tensor, batch_shape: tuple[int, ...], enable_gqa: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """To (batch, heads, seqlen, head_dim), where key and value may keep fewer heads than query."""
     heads = [t.shape[-3] if t.dim() > 2 else 1 for t in (query, key, value)]
     heads_q, heads_k, heads_v = heads
     if enable_gqa and heads_k != heads_v:
         raise NotImplementedError(f"{heads_k} heads of key and {heads_v} of value: only equal numbers are served")
     if not enable_gqa:
-        (heads_q,) = _broadcast("query, key and value must have numbers of heads, without enable_gqa,",
-                                *((n,) for n in heads))
+        (heads_q,) = _broadcast(
+            "query, key and value must have numbers of heads, without enable_gqa,", *((n,) for n in heads)
+        )
         if max(heads_k, heads_v) > 1:
             heads_k = heads_v = heads_q
     return _to_4d(query, batch_shape, heads_q), _to_4d(key, batch_shape, heads_k), _to_4d(value, batch_shape, heads_v)

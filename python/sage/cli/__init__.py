@@ -17,11 +17,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m sage", description="Quantized attention.")
     commands = parser.add_subparsers(title="commands", metavar="")
-    for command, summary in ((info, "what is installed, what this machine runs, what recipe='auto' picks"),
-                             (demo, "a real text-embedding model on quantized attention, then a long sequence"),
-                             (bench, "speed next to PyTorch's attention, with the error beside it")):
-        subparser = commands.add_parser(command.__name__.rpartition(".")[2], help=summary, description=command.__doc__,
-                                        formatter_class=argparse.RawDescriptionHelpFormatter)
+    for command, summary in (
+        (info, "what is installed, what this machine runs, what recipe='auto' picks"),
+        (demo, "a real text-embedding model on quantized attention, then a long sequence"),
+        (bench, "speed next to PyTorch's attention, with the error beside it"),
+    ):
+        subparser = commands.add_parser(
+            command.__name__.rpartition(".")[2],
+            help=summary,
+            description=command.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run, prog=subparser.prog)
     arguments = parser.parse_args(argv)

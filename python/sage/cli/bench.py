@@ -22,8 +22,17 @@ import sage
 
 from . import machine, plot
 from .measure import Case, Timing, Truth, interleaved
-from .terminal import (Refused, argument, install_line, is_installed, output_file, positive_int, progress, table,
-                       write_json)
+from .terminal import (
+    Refused,
+    argument,
+    install_line,
+    is_installed,
+    output_file,
+    positive_int,
+    progress,
+    table,
+    write_json,
+)
 
 RECIPES = {"sage1_int8": "fast", "sage1": "default", "int16": "accurate"}
 """What the CPU kernels serve, and what each is for."""
@@ -34,8 +43,12 @@ UNSTEADY = 1.5
 """A median this many times the fastest sample gets a note: on a quiet machine they nearly agree."""
 
 PRESETS: dict[str, tuple[Case, ...]] = {
-    "default": (Case(1, 8, 2048, 2048, 128), Case(1, 8, 1024, 1024, 64), Case(2, 12, 512, 512, 64),
-                Case(1, 8, 2048, 2048, 128, causal=True)),
+    "default": (
+        Case(1, 8, 2048, 2048, 128),
+        Case(1, 8, 1024, 1024, 64),
+        Case(2, 12, 512, 512, 64),
+        Case(1, 8, 2048, 2048, 128, causal=True),
+    ),
     "small": tuple(Case(1, 8, seqlen, seqlen, 64) for seqlen in (64, 128, 197, 256)),
     "long": tuple(Case(1, 2, seqlen, seqlen, 128) for seqlen in (2048, 4096, 8192, 16384)),
     "decode": tuple(Case(1, 8, seqlen_q, 2048, 128) for seqlen_q in (1, 6, 16, 64)),
@@ -45,17 +58,32 @@ PRESETS: dict[str, tuple[Case, ...]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--backend", choices=("auto", "cpu", "reference"), default="auto")
-    add("--recipe", action="append", type=argument(_recipe), metavar="NAME",
-        help=f"repeatable; fields may follow: 'sage1(smooth_k=False)' (default: {describe_recipes()})")
+    add(
+        "--recipe",
+        action="append",
+        type=argument(_recipe),
+        metavar="NAME",
+        help=f"repeatable; fields may follow: 'sage1(smooth_k=False)' (default: {describe_recipes()})",
+    )
     shapes = parser.add_mutually_exclusive_group()
-    shapes.add_argument("--shape", action="append", type=argument(_case), metavar="B,H,S,D",
-                        help="batch, heads, seqlen, head_dim, or B,H,SQ,SK,D; repeatable")
+    shapes.add_argument(
+        "--shape",
+        action="append",
+        type=argument(_case),
+        metavar="B,H,S,D",
+        help="batch, heads, seqlen, head_dim, or B,H,SQ,SK,D; repeatable",
+    )
     shapes.add_argument("--preset", choices=PRESETS, default="default", help="a set of shapes (default: %(default)s)")
     add("--causal", action="store_true", help="every shape with a causal mask")
     add("--dtype", choices=SDPA_DTYPES, default="bfloat16", help="in and out of the recipes (default: %(default)s)")
     add("--threads", type=argument(positive_int), metavar="N", help="(default: torch.get_num_threads())")
-    add("--repeats", type=argument(positive_int), default=15, metavar="N",
-        help="samples per candidate (default: %(default)s)")
+    add(
+        "--repeats",
+        type=argument(positive_int),
+        default=15,
+        metavar="N",
+        help="samples per candidate (default: %(default)s)",
+    )
     add("--json", type=argument(output_file), metavar="FILE", help="write everything that was measured")
     add("--plot", type=argument(output_file), metavar="FILE", help="write a picture (PNG)")
 
@@ -72,8 +100,9 @@ def run(arguments: argparse.Namespace) -> None:
         cases = tuple(dict.fromkeys(dataclasses.replace(case, causal=True) for case in cases))
     unequal = next((case for case in cases if case.causal and case.seqlen_q != case.seqlen_k), None)
     if unequal:
-        raise Refused(f"--causal needs equal lengths, got {unequal}: "
-                      "SDPA aligns its causal mask top-left, sage bottom-right", 2)
+        raise Refused(
+            f"--causal needs equal lengths, got {unequal}: SDPA aligns its causal mask top-left, sage bottom-right", 2
+        )
     recipes = tuple(dict.fromkeys(arguments.recipe or RECIPES))
     with _threads(arguments.threads):
         report = measure(cases, recipes, backend=arguments.backend, dtype=arguments.dtype, repeats=arguments.repeats)
@@ -86,8 +115,9 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"\nwrote {arguments.plot}")
 
 
-def kernel_names(cases: Sequence[Case], recipes: Sequence[str], *, backend: str,
-                 dtype: str) -> dict[tuple[Case, str], str]:
+def kernel_names(
+    cases: Sequence[Case], recipes: Sequence[str], *, backend: str, dtype: str
+) -> dict[tuple[Case, str], str]:
     """The kernel of every case and recipe. Raises Refused where none serves one of them."""
     names = {}
     for case, recipe in itertools.product(cases, recipes):
@@ -107,12 +137,22 @@ def measure(cases: Sequence[Case], recipes: Sequence[str], *, backend: str, dtyp
     settings = {"backend": backend, "dtype": dtype, "repeats": repeats}
     with progress(len(cases) * (len(SDPA_DTYPES) + len(recipes)) * repeats) as step, torch.inference_mode():
         results = [_measure_case(case, recipes, kernels, settings, step) for case in cases]
-    return {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "machine": machine.cpu(), "versions": machine.versions(), "settings": settings, "cases": results}
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine.cpu(),
+        "versions": machine.versions(),
+        "settings": settings,
+        "cases": results,
+    }
 
 
-def _measure_case(case: Case, recipes: Sequence[str], kernels: dict[tuple[Case, str], str], settings: dict,
-                  step: Callable[[str], None]) -> dict:
+def _measure_case(
+    case: Case,
+    recipes: Sequence[str],
+    kernels: dict[tuple[Case, str], str],
+    settings: dict,
+    step: Callable[[str], None],
+) -> dict:
     inputs, dtype = case.inputs(), settings["dtype"]
     typed = {name: tuple(x.to(sdpa_dtype) for x in inputs) for name, sdpa_dtype in SDPA_DTYPES.items()}
     functions: dict[str, Callable[[], torch.Tensor]] = {}
@@ -121,43 +161,71 @@ def _measure_case(case: Case, recipes: Sequence[str], kernels: dict[tuple[Case, 
         functions[f"SDPA {name}"] = lambda qkv=qkv: F.scaled_dot_product_attention(*qkv, is_causal=case.causal)
         about[f"SDPA {name}"] = {"recipe": None, "dtype": name, "kernel": "torch"}
     for recipe in recipes:
-        functions[recipe] = lambda recipe=recipe: sage.attention(*typed[dtype], is_causal=case.causal, recipe=recipe,
-                                                                 backend=settings["backend"])
+        functions[recipe] = lambda recipe=recipe: sage.attention(
+            *typed[dtype], is_causal=case.causal, recipe=recipe, backend=settings["backend"]
+        )
         about[recipe] = {"recipe": recipe, "dtype": dtype, "kernel": kernels[case, recipe]}
     truth = Truth(case, *inputs)
     errors = {name: truth.errors(function()) for name, function in functions.items()}
     timings = interleaved(functions, settings["repeats"], step=lambda name: step(f"{case} {name}"))
     fastest = min((f"SDPA {name}" for name in SDPA_DTYPES), key=lambda name: timings[name].median)
-    results = [{"name": name, **about[name], **_speed(case, timings[name], timings[fastest]), **errors[name]}
-               for name in functions]
-    return {"case": str(case), **dataclasses.asdict(case), "fastest_sdpa": fastest, "heads_checked": truth.num_heads,
-            "results": results}
+    results = [
+        {"name": name, **about[name], **_speed(case, timings[name], timings[fastest]), **errors[name]}
+        for name in functions
+    ]
+    return {
+        "case": str(case),
+        **dataclasses.asdict(case),
+        "fastest_sdpa": fastest,
+        "heads_checked": truth.num_heads,
+        "results": results,
+    }
 
 
 def _speed(case: Case, timing: Timing, baseline: Timing) -> dict:
-    return {"ms": timing.milliseconds(), "calls_per_sample": timing.calls_per_sample,
-            "gops": case.operations / timing.median / 1e9, "speedup": baseline.ratio_to(timing)}
+    return {
+        "ms": timing.milliseconds(),
+        "calls_per_sample": timing.calls_per_sample,
+        "gops": case.operations / timing.median / 1e9,
+        "speedup": baseline.ratio_to(timing),
+    }
 
 
 def render(report: dict) -> str:
     """The tables of a report."""
     settings = report["settings"]
-    head = (f"{machine.summary(report['machine'])}, torch {report['versions']['torch']}\n"
-            f"recipes: {settings['dtype']} in and out, backend {settings['backend']}, quantization included; "
-            f"medians of {settings['repeats']} interleaved repeats\n"
-            "x SDPA: against the fastest SDPA dtype; NRMSE and max error: against float64 attention of the same inputs")
+    head = (
+        f"{machine.summary(report['machine'])}, torch {report['versions']['torch']}\n"
+        f"recipes: {settings['dtype']} in and out, backend {settings['backend']}, quantization included; "
+        f"medians of {settings['repeats']} interleaved repeats\n"
+        "x SDPA: against the fastest SDPA dtype; NRMSE and max error: against float64 attention of the same inputs"
+    )
     return "\n\n".join([head, *map(render_case, report["cases"])])
 
 
 def render_case(case: dict) -> str:
     rows = [("", "ms", "GOPS", "x SDPA", "NRMSE", "max error", "kernel")]
-    rows += [(r["name"], f"{r['ms']['median']:.3f}", f"{r['gops']:.0f}", f"{r['speedup']:.2f}", f"{r['nrmse']:.2g}",
-              f"{r['max_error']:.2g}", r["kernel"]) for r in case["results"]]
+    rows += [
+        (
+            r["name"],
+            f"{r['ms']['median']:.3f}",
+            f"{r['gops']:.0f}",
+            f"{r['speedup']:.2f}",
+            f"{r['nrmse']:.2g}",
+            f"{r['max_error']:.2g}",
+            r["kernel"],
+        )
+        for r in case["results"]
+    ]
     checked, heads = case["heads_checked"], case["batch"] * case["num_heads"]
     note = "" if checked == heads else f", errors of {checked} of {heads} heads"
     spread = max(r["ms"]["median"] / r["ms"]["min"] for r in case["results"])
-    warning = (f"\n  Unsteady: medians up to {spread:.1f} times the fastest sample. Something else may be running; "
-               "--threads 1 suffers least from it." if spread > UNSTEADY else "")
+    warning = (
+        f"\n  Unsteady: medians up to {spread:.1f} times the fastest sample. Something else may be running; "
+        "--threads 1 suffers least from it."
+        if spread > UNSTEADY
+        else ""
+    )
     return f"{case['case']}{note}\n{table(rows, align='<>>>>><')}{warning}"
 
 
@@ -185,6 +253,7 @@ def _case(text: str) -> Case:
     if len(sizes) == 4:
         sizes.insert(3, sizes[2])
     if len(sizes) != 5:
-        raise ValueError("shape must be batch,heads,seqlen,head_dim or batch,heads,seqlen_q,seqlen_k,head_dim, "
-                         f"got {text!r}")
+        raise ValueError(
+            f"shape must be batch,heads,seqlen,head_dim or batch,heads,seqlen_q,seqlen_k,head_dim, got {text!r}"
+        )
     return Case(*sizes)

@@ -34,8 +34,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise Refused(f"the model is not installed: {install_line('demo')}", 1)
     recipes, settings = tuple(bench.RECIPES), {"backend": "auto", "dtype": "bfloat16"}
     bench.kernel_names([LONG], recipes, **settings)  # a refusal comes before the first result
-    print(f"{len(SENTENCES)} sentences through all-MiniLM-L6-v2, a real text-embedding model, weights included ...\n",
-          flush=True)
+    print(
+        f"{len(SENTENCES)} sentences through all-MiniLM-L6-v2, a real text-embedding model, weights included ...\n",
+        flush=True,
+    )
     sentences = _sentences(Embedder())
     print(_render_sentences(sentences), flush=True)
     print("\nAttention alone, on a long sequence (random inputs, bfloat16; NRMSE is the error against float64):\n")
@@ -67,11 +69,22 @@ def _sentences(embedder: Embedder) -> dict:
     for name, (vectors, served) in outcomes.items():
         cosine = (vectors * expected).sum(-1)
         agree = _nearest(vectors)[1] == _nearest(expected)[1]
-        results.append({"name": name, "cosine_min": cosine.min().item(), "cosine_mean": cosine.mean().item(),
-                        "same_neighbour": int(agree.sum()), "calls_on_sage": served,
-                        "ms": timings[name].milliseconds()})
-    return {"count": len(SENTENCES), "attention_calls": len(batches) * embedder.num_layers, "results": results,
-            "pairs": _pairs(outcomes[SHOWN_RECIPE][0])}
+        results.append(
+            {
+                "name": name,
+                "cosine_min": cosine.min().item(),
+                "cosine_mean": cosine.mean().item(),
+                "same_neighbour": int(agree.sum()),
+                "calls_on_sage": served,
+                "ms": timings[name].milliseconds(),
+            }
+        )
+    return {
+        "count": len(SENTENCES),
+        "attention_calls": len(batches) * embedder.num_layers,
+        "results": results,
+        "pairs": _pairs(outcomes[SHOWN_RECIPE][0]),
+    }
 
 
 def _nearest(vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,19 +96,33 @@ def _pairs(vectors: Tensor) -> list[dict]:
     """The first sentence of some subjects and its nearest neighbour."""
     cosine, neighbour = _nearest(vectors)
     firsts = [SENTENCES.index(GROUPS[subject][0]) for subject in SHOWN_SUBJECTS]
-    return [{"sentence": SENTENCES[i], "neighbour": SENTENCES[neighbour[i]], "cosine": cosine[i].item()}
-            for i in firsts]
+    return [
+        {"sentence": SENTENCES[i], "neighbour": SENTENCES[neighbour[i]], "cosine": cosine[i].item()} for i in firsts
+    ]
 
 
 def _render_sentences(sentences: dict) -> str:
     pairs = [("cosine", "sentence", "nearest neighbour")]
-    pairs += [(f"{pair['cosine']:.3f}", pair["sentence"], shorten(pair["neighbour"], 80, placeholder=" ..."))
-              for pair in sentences["pairs"]]
+    pairs += [
+        (f"{pair['cosine']:.3f}", pair["sentence"], shorten(pair["neighbour"], 80, placeholder=" ..."))
+        for pair in sentences["pairs"]
+    ]
     count, calls = sentences["count"], sentences["attention_calls"]
     rows = [("attention", "min cosine", "mean cosine", "same neighbour", "calls on sage", "ms, whole model")]
-    rows += [(r["name"], f"{r['cosine_min']:.5f}", f"{r['cosine_mean']:.5f}", f"{r['same_neighbour']}/{count}",
-             f"{r['calls_on_sage']}/{calls}", f"{r['ms']['median']:.1f}") for r in sentences["results"]]
-    return (f"Some of them and their nearest neighbours, as found with recipe {SHOWN_RECIPE}:\n\n"
-            f"{table(pairs, align='><<')}\n\n"
-            f"All {count} sentences: their vectors against those of PyTorch's attention.\n"
-            f"Recipes: {bench.describe_recipes()}.\n\n{table(rows, align='<>>>>>')}")
+    rows += [
+        (
+            r["name"],
+            f"{r['cosine_min']:.5f}",
+            f"{r['cosine_mean']:.5f}",
+            f"{r['same_neighbour']}/{count}",
+            f"{r['calls_on_sage']}/{calls}",
+            f"{r['ms']['median']:.1f}",
+        )
+        for r in sentences["results"]
+    ]
+    return (
+        f"Some of them and their nearest neighbours, as found with recipe {SHOWN_RECIPE}:\n\n"
+        f"{table(pairs, align='><<')}\n\n"
+        f"All {count} sentences: their vectors against those of PyTorch's attention.\n"
+        f"Recipes: {bench.describe_recipes()}.\n\n{table(rows, align='<>>>>>')}"
+    )

@@ -39,14 +39,15 @@ class Embedder:
 
     def tokenize(self, sentences: Sequence[str]) -> list[dict[str, Tensor]]:
         """Batches of token ids and attention masks, (BATCH, longest of the batch) each."""
-        batches = (list(sentences[start:start + BATCH]) for start in range(0, len(sentences), BATCH))
+        batches = (list(sentences[start : start + BATCH]) for start in range(0, len(sentences), BATCH))
         return [self._tokenizer(batch, padding=True, truncation=True, return_tensors="pt") for batch in batches]
 
     @torch.inference_mode()
     def embed(self, batches: Sequence[dict[str, Tensor]]) -> Tensor:
         """Float32 (sentences, 384), rows of length 1."""
-        return torch.cat([self._pool(self._model(**batch).last_hidden_state, batch["attention_mask"])
-                          for batch in batches])
+        return torch.cat(
+            [self._pool(self._model(**batch).last_hidden_state, batch["attention_mask"]) for batch in batches]
+        )
 
     @staticmethod
     def _pool(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -30,8 +30,11 @@ def gather() -> dict:
         "cpu": machine.cpu(),
         "gpus": _gpus(),
         "auto": {device: _select.explain_auto(device) for device in ("cpu", "cuda")},
-        "recipes": {recipe: {backend: _availability(recipe, backend) for backend in BACKENDS}
-                    for recipe in PRESETS if not recipe.endswith("@cpu")},
+        "recipes": {
+            recipe: {backend: _availability(recipe, backend) for backend in BACKENDS}
+            for recipe in PRESETS
+            if not recipe.endswith("@cpu")
+        },
     }
 
 
@@ -54,8 +57,9 @@ def render(facts: dict) -> str:
     versions, cpu, gpus = facts["versions"], facts["cpu"], facts["gpus"]
     sections = {
         f"sage {versions['sage']}": [(name, versions[name]) for name in ("python", "torch", "system")],
-        "Build": [(name.replace("_", " "), value or "none")
-                  for name, value in facts["build"].items() if name != "version"],
+        "Build": [
+            (name.replace("_", " "), value or "none") for name, value in facts["build"].items() if name != "version"
+        ],
         "CPU": [
             ("model", cpu["model"]),
             ("threads", f"{cpu['threads']} on {cpu['cores']} cores; torch.set_num_threads changes it"),
@@ -66,9 +70,14 @@ def render(facts: dict) -> str:
             for isa, reason in cpu["instruction_sets"].items()
         ],
         "GPUs": [
-            (str(gpu["index"]), f"{gpu['name']}, compute capability {gpu['compute_capability']}, "
-             f"{gpu['sm_count']} SMs, {gpu['memory_bytes'] / 2**30:.0f} GiB") for gpu in gpus["devices"]
-        ] or [("none", gpus["reason"] or "the driver reports no device")],
+            (
+                str(gpu["index"]),
+                f"{gpu['name']}, compute capability {gpu['compute_capability']}, "
+                f"{gpu['sm_count']} SMs, {gpu['memory_bytes'] / 2**30:.0f} GiB",
+            )
+            for gpu in gpus["devices"]
+        ]
+        or [("none", gpus["reason"] or "the driver reports no device")],
         'What recipe="auto" and backend="auto" mean': [
             (f"{device} tensors", text) for device, text in facts["auto"].items()
         ],
@@ -83,7 +92,9 @@ def _render_recipes(recipes: dict[str, dict[str, dict[str, str]]]) -> str:
     reasons = [reason for reason in dict.fromkeys(entry["reason"] for entry in entries) if reason]
     cells = {"": "yes"} | {reason: f"no [{i}]" for i, reason in enumerate(reasons, 1)}
     rows = [("recipe", *BACKENDS, "CPU kernel")]
-    rows += [(recipe, *(cells[backends[backend]["reason"]] for backend in BACKENDS), backends["cpu"]["kernel"])
-             for recipe, backends in recipes.items()]
+    rows += [
+        (recipe, *(cells[backends[backend]["reason"]] for backend in BACKENDS), backends["cpu"]["kernel"])
+        for recipe, backends in recipes.items()
+    ]
     notes = [f"  [{i}] {reason}" for i, reason in enumerate(reasons, 1)]
     return "\n".join(["Recipes and the backends that run them", table(rows, align="<" * len(rows[0])), *notes])

@@ -73,19 +73,44 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
-def kernel_name(recipe: str, backend: str, *, dtype: str = "bfloat16", batch: int = 1, num_heads: int = 1,
-                seqlen_q: int = 64, seqlen_k: int = 64, head_dim: int = 64, causal: bool = False) -> str:
+def kernel_name(
+    recipe: str,
+    backend: str,
+    *,
+    dtype: str = "bfloat16",
+    batch: int = 1,
+    num_heads: int = 1,
+    seqlen_q: int = 64,
+    seqlen_k: int = 64,
+    head_dim: int = 64,
+    causal: bool = False,
+) -> str:
     """The kernel that serves a problem. Raises ValueError or NotImplementedError, with the reason, where none does."""
     device = "cuda" if backend == "cuda" else "cpu"
     chosen, text = _select.choose(device, recipe, backend)
     if chosen == "reference":
         return "plain PyTorch"
-    plan = _C.AttnPlan(device=device, dtype=dtype, recipe=sage.Recipe.parse(text), batch=batch, num_heads_q=num_heads,
-                       num_heads_kv=num_heads, head_dim=head_dim, seqlen_q=seqlen_q, seqlen_k=seqlen_k, causal=causal,
-                       num_threads=torch.get_num_threads(), cpu_isa=_select.cpu_isa())
+    plan = _C.AttnPlan(
+        device=device,
+        dtype=dtype,
+        recipe=sage.Recipe.parse(text),
+        batch=batch,
+        num_heads_q=num_heads,
+        num_heads_kv=num_heads,
+        head_dim=head_dim,
+        seqlen_q=seqlen_q,
+        seqlen_k=seqlen_k,
+        causal=causal,
+        num_threads=torch.get_num_threads(),
+        cpu_isa=_select.cpu_isa(),
+    )
     return plan.kernel_name
 
 
 def versions() -> dict[str, str]:
-    return {"sage": sage.__version__, "python": platform.python_version(), "torch": torch.__version__,
-            "system": platform.platform()}
+    return {
+        "sage": sage.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.platform(),
+    }

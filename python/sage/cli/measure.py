@@ -39,8 +39,9 @@ class Timing:
         return {name: 1e3 * value for name, value in seconds.items()}
 
 
-def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int, *,
-                step: Callable[[str], None] = lambda name: None) -> dict[str, Timing]:
+def interleaved(
+    functions: Mapping[str, Callable[[], object]], repeats: int, *, step: Callable[[str], None] = lambda name: None
+) -> dict[str, Timing]:
     """Times all functions in turn, `repeats` times round, after two calls each to warm up; `step` is called per sample.
 
     A change of clock, or another process, meets all functions alike, so ratios within a round stay meaningful.
@@ -90,8 +91,10 @@ class Case:
         """Float32 q, k, v ~ N(0, 1) from a fixed seed, rounded to bfloat16: so float32, bfloat16 and float16 hold the
         same values (float16 but for |x| < 2^-14) and are measured against one truth."""
         generator = torch.Generator().manual_seed(0)
-        shapes = ((self.batch, self.num_heads, seqlen, self.head_dim)
-                  for seqlen in (self.seqlen_q, self.seqlen_k, self.seqlen_k))
+        shapes = (
+            (self.batch, self.num_heads, seqlen, self.head_dim)
+            for seqlen in (self.seqlen_q, self.seqlen_k, self.seqlen_k)
+        )
         return tuple(torch.randn(shape, generator=generator).bfloat16().float() for shape in shapes)
 
 
@@ -107,7 +110,7 @@ class Truth:
         self._out, _ = reference.exact(q, k, v, scale=case.head_dim**-0.5, causal=case.causal)
 
     def _checked(self, x: Tensor) -> Tensor:
-        return x.flatten(0, 1)[None, :self.num_heads]
+        return x.flatten(0, 1)[None, : self.num_heads]
 
     def errors(self, out: Tensor) -> dict[str, float]:
         """{"nrmse": |out - truth| / |truth|, "max_error": max |out - truth|} over the first `num_heads` heads."""

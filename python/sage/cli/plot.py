@@ -31,11 +31,17 @@ def save(report: dict, path: Path) -> None:
         axes.margins(y=0.12)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = error.get_legend_handles_labels()
-    figure.legend([*handles, parity], [*labels, "fastest SDPA dtype"], loc="outside lower center",
-                  ncols=len(labels) + 1, frameon=False)
+    figure.legend(
+        [*handles, parity],
+        [*labels, "fastest SDPA dtype"],
+        loc="outside lower center",
+        ncols=len(labels) + 1,
+        frameon=False,
+    )
     settings = report["settings"]
-    figure.suptitle(f"{machine.summary(report['machine'])}, {settings['dtype']}, backend {settings['backend']}",
-                    fontsize=10)
+    figure.suptitle(
+        f"{machine.summary(report['machine'])}, {settings['dtype']}, backend {settings['backend']}", fontsize=10
+    )
     figure.savefig(path, format="png", dpi=150)
     pyplot.close(figure)
 
