@@ -111,6 +111,15 @@ def test_dtypes_and_scale(dtype: torch.dtype) -> None:
     compare(out, expected, atol=ATOL, rtol=torch.finfo(dtype).eps, what="sdpa")
 
 
+def test_result_lies_in_memory_as_the_query() -> None:
+    """So that the model's `transpose(1, 2).reshape(...)` behind the call is free, as it is with PyTorch."""
+    q, k, v = torch.randn(3, 2, 50, 4, 32).transpose(2, 3)
+    for query in (q, q.contiguous()):
+        out, expected = sage.sdpa(query, k, v), F.scaled_dot_product_attention(query, k, v)
+        assert out.stride() == expected.stride() == query.stride()
+        compare(out, expected, atol=0.02, what="out")
+
+
 def test_head_dim_need_not_be_contiguous() -> None:
     query, key, value = (randn(2, 4, 32, 20).transpose(2, 3) for _ in range(3))
     agree(query, key, value)

@@ -65,7 +65,8 @@ def sdpa(
         fallback: give a valid call that no recipe serves to PyTorch instead of raising.
 
     Returns:
-        (..., num_heads_q, seqlen_q, head_dim), contiguous, with the dtype of query; rows that see no key are 0.
+        (..., num_heads_q, seqlen_q, head_dim) with the dtype of query; rows that see no key are 0. As PyTorch's result
+        it lies in memory as query does, the heads of a token side by side or apart.
 
     Raises:
         TypeError, ValueError: what PyTorch would not take either.
@@ -183,6 +184,10 @@ def _serve(
         key, value = key[:, :, :seqlen_q], value[:, :, :seqlen_q]  # the keys that any query sees: lengths are now equal
     elif is_causal and seqlen_q > seqlen_k:
         is_causal, window_size = False, (-1, seqlen_q - seqlen_k)  # j <= i, in coordinates aligned to the bottom right
+    layout = "bhsd"
+    if 0 < query.stride(1) < query.stride(2):  # the heads of a token lie side by side, and so will those of the result
+        layout = "bshd"
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))
     out = attention(
         query,
         key,
@@ -190,10 +195,13 @@ def _serve(
         attn_mask=attn_mask,
         is_causal=is_causal,
         scale=scale,
+        layout=layout,
         window_size=window_size,
         recipe=recipe,
         backend=backend,
     )
+    if layout == "bshd":
+        out = out.transpose(1, 2)
     return out.reshape((*batch_shape, *out.shape[1:])[-rank:]) if rank != 4 else out
 
 

@@ -192,13 +192,17 @@ class Forward {
   void reduce_chunk(int64_t i) const {
     Position const at = locate(i, p_.num_heads_kv, &SequenceIndex::first_chunk);
     Sequence const sequence = p_.sequences[at.batch];
-    int64_t const begin = at.index * kChunk, end = min64(begin + kChunk, sequence.seqlen_k), row = sequence.row_k;
-    if (smooth_)
-      sum_rows<Isa>(Rows(p_.k, p_.dtype, p_.head_dim, batch_offset(at.batch), at.head, row), begin, end,
-                    chunk_sums_ + i * dim_);
-    channel_abs_max<Isa>(Rows(p_.v, p_.dtype, p_.head_dim, batch_offset(at.batch), at.head, row), begin, end,
-                         chunk_amax_bits_ + i * dim_);
+    if (sequence.seqlen_k <= kChunk) return;  // pack_chunk reduces an only chunk itself, while it is in the cache
+    reduce(i, at, sequence);
     arrive(&reduced_[at.batch * p_.num_heads_kv + at.head]);
+  }
+
+  void reduce(int64_t i, Position const& at, Sequence const& sequence) const {
+    int64_t const begin = at.index * kChunk, end = min64(begin + kChunk, sequence.seqlen_k);
+    Rows const k(p_.k, p_.dtype, p_.head_dim, batch_offset(at.batch), at.head, sequence.row_k);
+    Rows const v(p_.v, p_.dtype, p_.head_dim, batch_offset(at.batch), at.head, sequence.row_k);
+    if (smooth_) sum_rows<Isa>(k, begin, end, chunk_sums_ + i * dim_);
+    channel_abs_max<Isa>(v, begin, end, chunk_amax_bits_ + i * dim_);
   }
 
   void pack_chunk(int64_t i) const {
@@ -206,7 +210,10 @@ class Forward {
     Sequence const sequence = p_.sequences[at.batch];
     int64_t const chunks = ceil_div(sequence.seqlen_k, kChunk), first_chunk = i - at.index;
     int64_t const head = at.batch * p_.num_heads_kv + at.head;
-    wait(&reduced_[head], chunks);
+    if (chunks == 1)
+      reduce(i, at, sequence);
+    else
+      wait(&reduced_[head], chunks);
     alignas(64) float mean[256], scale[256], inverse[256];
     int32_t amax_bits[256];
     for (int c = 0; c < dim_; ++c) mean[c] = 0, amax_bits[c] = 0;

@@ -108,10 +108,11 @@ SAGE_TILE void mask_strip(float* s, int64_t s_stride, int groups, int64_t first_
           poisoned[r] = true;
         for (int j = 0; j < low; ++j) bias[j] = -kInfinity;
         for (int j = high; j < kGroup; ++j) bias[j] = -kInfinity;
-        SAGE_UNROLL for (int j = 0; j < kGroup; j += 4) {  // 4 keys in key order are 4 lanes in score order
-          float* const lanes = x + score_position<Isa>(j);
-          for (int i = 0; i < 4; ++i) lanes[i] = lanes[i] * row_scale[r] + bias[j + i];
-        }
+        alignas(64) float ordered[kGroup];
+        SAGE_UNROLL for (int j = 0; j < kGroup; j += 4)  // 4 keys in key order are 4 lanes in score order
+          memcpy(ordered + score_position<Isa>(j), bias + j, 4 * sizeof(float));
+        for (int j = 0; j < kGroup; j += Isa::kLanes)
+          Isa::store(x + j, Isa::fma(Isa::load(x + j), Isa::set(row_scale[r]), Isa::load(ordered + j)));
       } else {
         for (int j = 0; j < kGroup; j += Isa::kLanes)
           Isa::store(x + j, Isa::mul(Isa::load(x + j), Isa::set(row_scale[r])));
