@@ -151,14 +151,14 @@ class Forward {
     for (int64_t head = 0; head < int64_t{p_.batch} * p_.num_heads_kv; ++head) reduced_[head] = packed_[head] = 0;
   }
 
-  // A second thread pays off from about 20 microseconds of work on: 2^20 multiply-adds per matmul.
+  // Another thread pays off from about 20 microseconds of work on: 2^19 multiply-adds per matmul of a short problem.
   int useful_threads() const {
     double work = 0;
     for (int32_t b = 0; b < p_.batch; ++b) {
       Sequence const sequence = p_.sequences[b];
       work += static_cast<double>(sequence.seqlen_q + 16) * sequence.seqlen_k * dim_ * p_.num_heads_q;
     }
-    double const limit = work / (1 << 20);
+    double const limit = work / (1 << 19);
     return limit < 2 ? 1 : limit < p_.num_threads ? static_cast<int>(limit) : p_.num_threads;
   }
 
