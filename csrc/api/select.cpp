@@ -48,7 +48,7 @@ Status validate(AttnDesc const& d) {
 Status select_cpu(AttnDesc const& d, cpu::ForwardKernel const** kernel) {
   CpuIsa const isa = d.cpu_isa == CpuIsa::kAuto ? best_cpu_isa() : d.cpu_isa;
   cpu::ForwardKernel const* const kernels = cpu::forward_kernels(isa);
-  SAGE_SUPPORT(kernels, "cpu_isa %s is not in this build", cpu::isa_name(isa));
+  SAGE_SUPPORT(kernels, "this build has no CPU kernels for cpu_isa %s", cpu::isa_name(isa));
   SAGE_SUPPORT(cpu_isa_available(isa), "cpu_isa %s cannot run on this CPU; the best that can is %s", cpu::isa_name(isa),
                cpu::isa_name(best_cpu_isa()));
   Recipe const& r = d.recipe;

@@ -84,7 +84,7 @@ class SAGE_API AttnPlan {
 // Whether a plan could be created, and if not why.
 SAGE_API Status is_supported(AttnDesc const& desc);
 
-// The instruction set that kAuto means on this machine, and whether this machine can run a given one.
+// The instruction set that kAuto means on this machine, and whether this build and machine can run a given one.
 SAGE_API CpuIsa best_cpu_isa();
 SAGE_API bool cpu_isa_available(CpuIsa isa);
 

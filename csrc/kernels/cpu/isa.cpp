@@ -52,6 +52,7 @@ static bool has_f16c() {
 }  // namespace cpu
 
 bool cpu_isa_available(CpuIsa isa) {
+  if (isa != CpuIsa::kAuto && !cpu::forward_kernels(isa)) return false;
 #if defined(__x86_64__)
   // __builtin_cpu_supports also checks that the operating system saves the wide registers.
   bool const avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu::has_f16c();

@@ -63,7 +63,7 @@ def _why_not(isa_name: str, features: list[str]) -> str:
     if _C.cpu_isa_available(isa_name):
         return ""
     missing = [feature for feature in _ISA_FEATURES[isa_name] if feature not in features]
-    return f"this CPU has no {', '.join(missing)}" if missing else "the system does not enable it"
+    return f"this CPU has no {', '.join(missing)}" if missing else "not in this build, or the system does not enable it"
 
 
 def _cpuinfo() -> dict[str, str]:
