@@ -47,10 +47,10 @@ BUGS = {
         "cpu/attention_pack.h", "seeds[position] = -seeds[position];", "seeds[position] = 0;"
     ),
     "key scale of the wrong key": Bug(
-        "cpu/attention_pack.h", "scales[score_position<Isa>(key)] = limit", "scales[key] = limit"
+        "cpu/attention_pack.h", "scales[score_position<Isa>(key)] = scale", "scales[key] = scale"
     ),
     "negative softmax scale not folded into Q": Bug(
-        "cpu/attention_pack.h", "(negate ? -limit : limit) / amax", "limit / amax"
+        "cpu/attention_kernel.h", "p_.softmax_scale < 0 ? -scale.inverse : scale.inverse", "scale.inverse"
     ),
     "16-bit probabilities overflow the sum": Bug(
         "cpu/attention_pack.h", "kBits == 8 ? 255.f : 8191.f", "kBits == 8 ? 255.f : 16383.f"
@@ -81,7 +81,7 @@ BUGS = {
         "cpu/attention_kernel.h", "amax_bits[c] = amax_bits[c] > bits ? amax_bits[c] : bits;", "amax_bits[c] = bits;"
     ),
     "row without keys not zeroed": Bug("cpu/attention_kernel.h", "visible ? scaled : Isa::set(0.f)", "scaled"),
-    "NaN swallowed": Bug("cpu/attention_kernel.h", "= !is_finite(amax_bits) || !keys_finite;", "= false;"),
+    "NaN swallowed": Bug("cpu/attention_kernel.h", "= !scale.finite || !keys_finite;", "= false;"),
     "last partial strip skipped": Bug(
         "cpu/attention_kernel.h", "strips = ceil_div(rows, kRows);", "strips = max64(1, rows / kRows);"
     ),

@@ -1,29 +1,12 @@
 #include "api/select.h"
 
+#include "api/names.h"
 #include "api/status.h"
 
 namespace sage {
 
-static char const* name(QkFormat x) {
-  switch (x) {
-    case QkFormat::kInt8: return "int8";
-    case QkFormat::kInt4: return "int4";
-    case QkFormat::kInt16: return "int16";
-    case QkFormat::kNvfp4: return "nvfp4";
-  }
-  return "unknown";
-}
-
-static char const* name(PvFormat x) {
-  switch (x) {
-    case PvFormat::kFp16: return "fp16";
-    case PvFormat::kInt8: return "int8";
-    case PvFormat::kInt16: return "int16";
-    case PvFormat::kFp8E4m3: return "fp8_e4m3";
-    case PvFormat::kNvfp4: return "nvfp4";
-  }
-  return "unknown";
-}
+static char const* name(QkFormat x) { return name_of(x, kQkFormats); }
+static char const* name(PvFormat x) { return name_of(x, kPvFormats); }
 
 static long long ll(int64_t x) { return x; }
 

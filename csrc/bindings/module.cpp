@@ -3,15 +3,14 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <initializer_list>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
-#include <utility>
 
 #include "api/build_info.h"
 #include "api/device.h"
+#include "api/names.h"
 #include "cpu/forward.h"
 #include "sage/attention.h"
 
@@ -19,11 +18,8 @@ namespace py = pybind11;
 
 namespace sage {
 
-template <class T>
-using Names = std::initializer_list<std::pair<char const*, T>>;
-
-template <class T>
-static T parse(char const* field, std::string const& value, Names<T> names) {
+template <class T, int N>
+static T parse(char const* field, std::string const& value, Named<T> const (&names)[N]) {
   std::string allowed;
   for (auto const& [name, result] : names) {
     if (value == name) return result;
@@ -41,39 +37,20 @@ static DType parse_dtype(char const* field, std::string const& value) {
 }
 
 static CpuIsa parse_isa(std::string const& value) {
+  auto const named = [](CpuIsa isa) { return Named<CpuIsa>{cpu::isa_name(isa), isa}; };
   return parse<CpuIsa>("cpu_isa", value,
-                       {{"auto", CpuIsa::kAuto},
-                        {"avx512_vnni", CpuIsa::kAvx512Vnni},
-                        {"avx_vnni", CpuIsa::kAvxVnni},
-                        {"avx2", CpuIsa::kAvx2},
-                        {"portable", CpuIsa::kPortable}});
+                       {named(CpuIsa::kAuto), named(CpuIsa::kAvx512Vnni), named(CpuIsa::kAvxVnni), named(CpuIsa::kAvx2),
+                        named(CpuIsa::kPortable)});
 }
 
 // From a Python sage.Recipe.
 static Recipe parse_recipe(py::object const& object) {
   auto const text = [&](char const* field) { return object.attr(field).cast<std::string>(); };
   Recipe recipe;
-  recipe.qk = parse<QkFormat>(
-      "qk", text("qk"),
-      {{"int8", QkFormat::kInt8}, {"int4", QkFormat::kInt4}, {"int16", QkFormat::kInt16}, {"nvfp4", QkFormat::kNvfp4}});
-  recipe.qk_granularity = parse<QkGranularity>("qk_granularity", text("qk_granularity"),
-                                               {{"token", QkGranularity::kToken},
-                                                {"thread", QkGranularity::kThread},
-                                                {"warp", QkGranularity::kWarp},
-                                                {"block", QkGranularity::kBlock},
-                                                {"1x16", QkGranularity::k1x16}});
-  recipe.pv = parse<PvFormat>("pv", text("pv"),
-                              {{"fp16", PvFormat::kFp16},
-                               {"int8", PvFormat::kInt8},
-                               {"int16", PvFormat::kInt16},
-                               {"fp8_e4m3", PvFormat::kFp8E4m3},
-                               {"nvfp4", PvFormat::kNvfp4}});
-  recipe.pv_accum = parse<PvAccum>("pv_accum", text("pv_accum"),
-                                   {{"fp32", PvAccum::kFp32},
-                                    {"fp16", PvAccum::kFp16},
-                                    {"fp16+fp32", PvAccum::kFp16Fp32},
-                                    {"fp32+fp32", PvAccum::kFp32Fp32},
-                                    {"int32", PvAccum::kInt32}});
+  recipe.qk = parse("qk", text("qk"), kQkFormats);
+  recipe.qk_granularity = parse("qk_granularity", text("qk_granularity"), kQkGranularities);
+  recipe.pv = parse("pv", text("pv"), kPvFormats);
+  recipe.pv_accum = parse("pv_accum", text("pv_accum"), kPvAccums);
   recipe.block_k = object.attr("block_k").cast<int32_t>();
   recipe.p_max = object.attr("p_max").cast<float>();
   recipe.v_max = object.attr("v_max").cast<float>();

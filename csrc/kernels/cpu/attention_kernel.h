@@ -199,10 +199,8 @@ class Forward {
 
   void reduce(int64_t i, Position const& at, Sequence const& sequence) const {
     int64_t const begin = at.index * kChunk, end = min64(begin + kChunk, sequence.seqlen_k);
-    Rows const k(p_.k, p_.dtype, p_.head_dim, batch_offset(at.batch), at.head, sequence.row_k);
-    Rows const v(p_.v, p_.dtype, p_.head_dim, batch_offset(at.batch), at.head, sequence.row_k);
-    if (smooth_) sum_rows<Isa>(k, begin, end, chunk_sums_ + i * dim_);
-    channel_abs_max<Isa>(v, begin, end, chunk_amax_bits_ + i * dim_);
+    if (smooth_) sum_rows<Isa>(head_rows(p_.k, at, sequence.row_k), begin, end, chunk_sums_ + i * dim_);
+    channel_abs_max<Isa>(head_rows(p_.v, at, sequence.row_k), begin, end, chunk_amax_bits_ + i * dim_);
   }
 
   void pack_chunk(int64_t i) const {
@@ -225,17 +223,15 @@ class Forward {
       }
     for (int c = 0; c < dim_; ++c) {
       mean[c] /= static_cast<float>(sequence.seqlen_k);
-      float const amax = amax_from(amax_bits[c]);
-      bool const finite = is_finite(amax_bits[c]);
-      inverse[c] = finite ? kValueMax<kPvBits> / amax : 0.f;
-      scale[c] = finite ? amax / kValueMax<kPvBits> : __builtin_nanf("");
+      Scale const channel(amax_bits[c], kValueMax<kPvBits>);
+      inverse[c] = channel.inverse;
+      scale[c] = channel.finite ? channel.scale : __builtin_nanf("");
     }
     if (at.index == 0) {
       memcpy(k_mean_ + head * dim_, mean, dim_ * sizeof(float));
       memcpy(v_scale_ + head * dim_, scale, dim_ * sizeof(float));
     }
-    Rows const k(p_.k, p_.dtype, p_.head_dim, batch_offset(at.batch), at.head, sequence.row_k);
-    Rows const v(p_.v, p_.dtype, p_.head_dim, batch_offset(at.batch), at.head, sequence.row_k);
+    Rows const k = head_rows(p_.k, at, sequence.row_k), v = head_rows(p_.v, at, sequence.row_k);
     int64_t const first_group = first_of(at.batch, at.head, &SequenceIndex::first_group);
     bool finite = true;
     for (int64_t row = at.index * kChunk; row < min64((at.index + 1) * kChunk, sequence.seqlen_k); row += kGroup) {
@@ -283,7 +279,7 @@ class Forward {
 
   void load_queries(Scratch const& s, Position const& at, Sequence const& sequence, int64_t first_row, int64_t rows,
                     int64_t head_kv) const {
-    Rows const q(p_.q, p_.dtype, p_.head_dim, batch_offset(at.batch), at.head, sequence.row_q);
+    Rows const q = head_rows(p_.q, at, sequence.row_q);
     float const* mean = k_mean_ + (at.batch * p_.num_heads_kv + head_kv) * dim_;
     bool keys_finite = true, shifts_lse = p_.lse && smooth_ && sequence.seqlen_k > 0;
     int64_t const first_chunk = first_of(at.batch, head_kv, &SequenceIndex::first_chunk);
@@ -306,11 +302,12 @@ class Forward {
           if (shifts_lse) shift = Isa::fma(value, Isa::load(mean + c), shift);
         });
       });
-      int32_t const amax_bits = Isa::max(bits);
-      float const scale = pack_query<Isa, kQkBits>(x, dim_, amax_bits, p_.softmax_scale < 0, query);
-      s.row_scale[slot] = scale * fabsf(p_.softmax_scale) * kLog2e;
+      Scale const scale(Isa::max(bits), kQueryMax<kQkBits>);
+      // The sign of the softmax scale goes into the row, so that scores and logits order alike.
+      pack_query<Isa, kQkBits>(x, dim_, p_.softmax_scale < 0 ? -scale.inverse : scale.inverse, query);
+      s.row_scale[slot] = scale.scale * fabsf(p_.softmax_scale) * kLog2e;
       s.lse_offset[slot] = Isa::sum(shift) * p_.softmax_scale;
-      s.poisoned[slot] = !is_finite(amax_bits) || !keys_finite;
+      s.poisoned[slot] = !scale.finite || !keys_finite;
     }
     for (int64_t strip = 0; strip < ceil_div(rows, kRows); ++strip) s.state[strip].reset();
   }
@@ -387,6 +384,9 @@ class Forward {
   int64_t lse_row(Position const& at, Sequence const& sequence) const {
     return p_.varlen ? at.head * p_.total_q + sequence.row_q
                      : (at.batch * p_.num_heads_q + at.head) * sequence.seqlen_q;
+  }
+  Rows head_rows(TensorView const& view, Position const& at, int64_t first_row) const {
+    return Rows(view, p_.dtype, p_.head_dim, batch_offset(at.batch), at.head, first_row);
   }
   int64_t batch_offset(int32_t batch) const { return p_.varlen ? 0 : batch; }
   static int64_t rows_of(int64_t strips) { return strips * kRows; }

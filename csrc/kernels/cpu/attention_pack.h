@@ -85,13 +85,20 @@ struct Rows {
   }
 };
 
-// The largest magnitude from its float bits, at least kAmaxFloor.
-SAGE_INLINE float amax_from(int32_t bits) {
-  float amax;
-  memcpy(&amax, &bits, 4);
-  return amax > kAmaxFloor ? amax : kAmaxFloor;
-}
-SAGE_INLINE bool is_finite(int32_t magnitude_bits) { return magnitude_bits < 0x7f800000; }
+// How a group of values is quantized: q = round(x * inverse), x = q * scale. Both are 0 if a value is not finite.
+struct Scale {
+  float scale, inverse;
+  bool finite;
+
+  // From the float bits of the group's largest magnitude and the quantized value that it maps to.
+  Scale(int32_t amax_bits, float limit) : finite(amax_bits < 0x7f800000) {
+    float amax;
+    memcpy(&amax, &amax_bits, 4);
+    amax = amax > kAmaxFloor ? amax : kAmaxFloor;
+    scale = finite ? amax / limit : 0.f;
+    inverse = finite ? limit / amax : 0.f;
+  }
+};
 
 // Adds rows [begin, end) up into sum[padded head dim].
 template <class Isa>
@@ -126,23 +133,17 @@ SAGE_INLINE void quantize_row(float const* x, int n, float inverse_scale, T* dst
   }
 }
 
-// One query row x, whose largest magnitude has the float bits `amax_bits`, into `dst` (padded head dim operands). Byte
-// operands are biased by 128, because the byte dot product takes unsigned times signed; the packed keys carry the
-// correction. A negative softmax scale is folded into the row, so that scores and logits order alike. Returns the
-// scale, 0 if a value is not finite.
+// One query row x into `dst` (padded head dim operands). Byte operands are biased by 128, because the byte dot product
+// takes unsigned times signed; the packed keys carry the correction.
 template <class Isa, int kBits>
-SAGE_INLINE float pack_query(float const* x, int n, int32_t amax_bits, bool negate, void* dst) {
-  float const amax = amax_from(amax_bits);
-  float const limit = is_finite(amax_bits) ? kQueryMax<kBits> : 0.f;
-  float const inverse = (negate ? -limit : limit) / amax;
+SAGE_INLINE void pack_query(float const* x, int n, float inverse_scale, void* dst) {
   if constexpr (Operand<Isa, kBits>::kBytes) {
     int8_t* const bytes = static_cast<int8_t*>(dst);
-    quantize_row<Isa>(x, n, inverse, bytes);
+    quantize_row<Isa>(x, n, inverse_scale, bytes);
     for (int i = 0; i < n; ++i) bytes[i] ^= -128;  // s8 to u8: adds 128
   } else {
-    quantize_row<Isa>(x, n, inverse, static_cast<int16_t*>(dst));
+    quantize_row<Isa>(x, n, inverse_scale, static_cast<int16_t*>(dst));
   }
-  return limit > 0 ? amax / limit : 0.f;
 }
 
 // Keys [0, count) of a group to [tile][unit][vector][lane][products], with their scales and the corrections that seed
@@ -164,11 +165,10 @@ SAGE_TILE bool pack_keys(Rows rows, int64_t row0, int count, float const* mean, 
       Isa::store(x + i, centred);
       bits = Isa::max_abs_bits(bits, centred);
     });
-    int32_t const amax_bits = Isa::max(bits);
-    float const amax = amax_from(amax_bits), limit = is_finite(amax_bits) ? kKeyMax<kBits> : 0.f;
-    all_finite &= limit > 0;
-    quantize_row<Isa>(x, n, limit / amax, quantized + key * stride);
-    scales[score_position<Isa>(key)] = limit > 0 ? amax / limit : 0.f;
+    Scale const scale(Isa::max(bits), kKeyMax<kBits>);
+    all_finite &= scale.finite;
+    quantize_row<Isa>(x, n, scale.inverse, quantized + key * stride);
+    scales[score_position<Isa>(key)] = scale.scale;
     ++key;
   });
   for (; key < kGroup; ++key) {

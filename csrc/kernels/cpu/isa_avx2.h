@@ -64,13 +64,7 @@ struct Avx2 {
     memcpy(&x, p, 4);
     return _mm256_set1_epi32(x);
   }
-  SAGE_INLINE I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
   SAGE_INLINE I round(F x) { return _mm256_cvtps_epi32(x); }  // to nearest even
-  SAGE_INLINE int32_t sum(I x) {
-    __m128i v = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32(v, 0xb1)));
-  }
   SAGE_INLINE float sum(F x) {
     __m128 v = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     v = _mm_add_ps(v, _mm_movehl_ps(v, v));

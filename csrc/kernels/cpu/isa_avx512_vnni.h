@@ -53,9 +53,7 @@ struct Avx512Vnni {
     memcpy(&x, p, 4);
     return _mm512_set1_epi32(x);
   }
-  SAGE_INLINE I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
   SAGE_INLINE I round(F x) { return _mm512_cvtps_epi32(x); }  // to nearest even
-  SAGE_INLINE int32_t sum(I x) { return _mm512_reduce_add_epi32(x); }
   SAGE_INLINE float sum(F x) { return _mm512_reduce_add_ps(x); }
 
   // Largest |x| as float bits: integers keep the order, and a NaN or infinity stays on top.

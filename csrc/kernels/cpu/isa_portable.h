@@ -106,11 +106,6 @@ struct Portable {
   SAGE_INLINE I round(F x) {
     return each<I>([&](int i) { return bits<int32_t>(x.v[i] + 12582912.f) - 0x4b400000; });
   }
-  SAGE_INLINE int32_t sum(I x) {
-    int32_t total = 0;
-    for (int i = 0; i < kLanes; ++i) total += x.v[i];
-    return total;
-  }
   SAGE_INLINE float sum(F x) {
     float total = 0;
     for (int i = 0; i < kLanes; ++i) total += x.v[i];
