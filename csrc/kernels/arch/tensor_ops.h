@@ -11,7 +11,9 @@ namespace sage::arch {
 // d = a b + c for one warp; each array holds the registers of this lane.
 template <class Op, class D, class A, class B, class C>
 SAGE_DEVICE void mma(D& d, A const& a, B const& b, C const& c) {
-  constexpr auto registers = [](auto const& x) { return cute::Int<std::extent_v<std::remove_reference_t<decltype(x)>>>{}; };
+  constexpr auto registers = [](auto const& x) {
+    return cute::Int<std::extent_v<std::remove_reference_t<decltype(x)>>>{};
+  };
   auto tensor = [&](auto& x) { return cute::make_tensor(&x[0], cute::make_layout(decltype(registers(x)){})); };
   auto td = tensor(d);
   cute::MMA_Atom<Op>{}.call(td, tensor(a), tensor(b), tensor(c));

@@ -1,12 +1,12 @@
 // Forward attention on mma.sync: INT8 Q K^T; P V in fp16, bf16 or INT8 (SageAttention, sections 4.2 to 4.4). sm_80 on.
 //
-// A block computes one tile of 128 query rows of one head; each warp owns 16 or 32 of them and walks all tiles of 64 keys.
-// K and V stream through two stages of shared memory by cp.async, with one barrier per tile. Q waits in shared memory in
-// fragment order, each lane reading only what it wrote.
+// A block computes one tile of 128 query rows of one head; each warp owns 16 or 32 of them and walks all tiles of 64
+// keys. K and V stream through two stages of shared memory by cp.async, with one barrier per tile. Q waits in shared
+// memory in fragment order, each lane reading only what it wrote.
 //
-// The maximum of a row is allowed to be stale: P = 2^(score - max) is taken with the maximum of an earlier tile, and the
-// sum of P proves that this was good enough, being neither infinite nor beyond what P's format takes. Else the scores of
-// the tile are computed again with the exact maximum. So no maximum is searched for in most tiles.
+// The maximum of a row is allowed to be stale: P = 2^(score - max) is taken with the maximum of an earlier tile, and
+// the sum of P proves that this was good enough, being neither infinite nor beyond what P's format takes. Else the
+// scores of the tile are computed again with the exact maximum. So no maximum is searched for in most tiles.
 #pragma once
 #include <cfloat>
 #include <cstdint>
@@ -59,11 +59,11 @@ struct AttnFwd {
   // Where this block works. In shared memory, because registers are what this kernel has least of.
   struct Place {
     Sequence sequence;
-    int64_t row;           // of the sequence, of the block's first query
-    char const *k, *v;     // the sequence's first tile of K and of INT8 V, or first row of 16-bit V
-    float const* k_scale;  // of the sequence's first tile
-    int64_t v_stride;      // bytes of a row of 16-bit V
-    uint32_t v_whole;      // tiles of 16-bit V that exist whole, with all kHeadDim channels
+    int64_t row;                       // of the sequence, of the block's first query
+    char const *k, *v;                 // the sequence's first tile of K and of INT8 V, or first row of 16-bit V
+    float const* k_scale;              // of the sequence's first tile
+    int64_t v_stride;                  // bytes of a row of 16-bit V
+    uint32_t v_whole;                  // tiles of 16-bit V that exist whole, with all kHeadDim channels
     uint32_t first_n, last_n;          // the tiles of keys that some row sees
     uint32_t whole_first, whole_last;  // those that every row sees whole
     int32_t batch, head, head_kv;
@@ -75,7 +75,11 @@ struct AttnFwd {
   struct SharedStorage {
     alignas(1024) char q[kBlockM * kHeadDim];  // fragment i of thread t at i * kChunk + t * 16
     Stage stages[2];
-    alignas(16) float q_scale[kThreads][4];  // of each thread's rows; its place is that of the thread's fragments
+    // What one thread reads again for every tile; 16 bytes, so that its address is that of the thread's fragments.
+    struct alignas(16) Thread {
+      float q_scale;  // of its rows
+      char const* v;  // what it copies of the sequence's first tile of V
+    } threads[kThreads];
     Place place;
   };
 
@@ -101,26 +105,27 @@ struct AttnFwd {
     int64_t const q_tile = place.head * p.q_tiles.per_head +
                            first_tile<kBlockM>(p.q_tiles, place.batch, place.sequence.row_q) + place.row / kBlockM;
     char* const mine = smem + thread * 16;
-    SAGE_UNROLL
-    for (int i = 0; i < kMTiles * kKSteps; ++i) {
+    SAGE_UNROLL for (int i = 0; i < kMTiles * kKSteps; ++i) {
       arch::cp_async(mine + i * kChunk, p.q + q_tile * kBlockM * kHeadDim +
-                                            (arch::warp_index() * kMTiles * kKSteps + i) * 512 + arch::lane_index() * 16);
+                                            (arch::warp_index() * kMTiles * kKSteps + i) * 512 +
+                                            arch::lane_index() * 16);
     }
-    shared.q_scale[thread][0] =
-        p.q_scale[q_tile * kQScalesPerTile + q_scale_index(arch::warp_index() * 16 * kMTiles + arch::lane_index() / 4)];
+    shared.threads[thread] = {
+        p.q_scale[q_tile * kQScalesPerTile + q_scale_index(arch::warp_index() * 16 * kMTiles + arch::lane_index() / 4)],
+        place.v +
+            (Accum::kElementBytes == 1 ? thread * 16 : v16_row(thread) * place.v_stride + v16_channel(thread) * 2)};
     uint32_t n = place.first_n;
-    if (n < place.last_n) copy_tile(p, place, shared.stages[n % 2], n);
+    if (n < place.last_n) copy_tile(p, shared, n);
     arch::cp_async_fence();
 
     // The other stage is free until the loop's first barrier.
     uint32_t seed[4];
-    SAGE_UNROLL
-    for (int i = 0; i < 4; ++i) seed[i] = arch::opaque(kSeed, shared.stages[(n + 1) % 2].k + thread * 16);
+    SAGE_UNROLL for (int i = 0; i < 4; ++i)
+      seed[i] = arch::opaque(kSeed, shared.stages[(n + 1) % 2].k + thread * 16);
 
     Accum o;
     PerRow row_max, exp_sum, p_sum;  // the sums are this lane's share
-    SAGE_UNROLL
-    for (int i = 0; i < 2 * kMTiles; ++i) {
+    SAGE_UNROLL for (int i = 0; i < 2 * kMTiles; ++i) {
       row_max[i / 2][i % 2] = -FLT_MAX;  // below every finite score, and its difference from -inf is -inf
       exp_sum[i / 2][i % 2] = p_sum[i / 2][i % 2] = 0.f;
     }
@@ -129,11 +134,11 @@ struct AttnFwd {
     for (; n < place.last_n; ++n) {
       arch::cp_async_wait<0>();
       arch::sync_block();  // tile n is visible to every warp, and no warp still reads the other stage
-      if (n + 1 < place.last_n) copy_tile(p, place, shared.stages[(n + 1) % 2], n + 1);
+      if (n + 1 < place.last_n) copy_tile(p, shared, n + 1);
       arch::cp_async_fence();
       Stage const& tile = shared.stages[n % 2];
       uint32_t const lane = arch::pinned(arch::lane_index());
-      float const scale = shared.q_scale[thread][0] * tile.k_scale[lane % 4];
+      float const scale = shared.threads[thread].q_scale * tile.k_scale[lane % 4];
 
       typename Accum::Probabilities probabilities;
       PerRow tile_max, tile_sum;
@@ -154,13 +159,12 @@ struct AttnFwd {
         exponentiate(s, unit, bias, Accum::kNeedsStepMax ? tile_max : row_max, probabilities, tile_sum);
         if (exact) break;
         bool stale = false;  // infinite sums, of rows without a maximum yet, count, and so does NaN
-        SAGE_UNROLL
-        for (int i = 0; i < 2 * kMTiles; ++i) stale |= !(tile_sum[i / 2][i % 2] <= Accum::kSumLimit);
+        SAGE_UNROLL for (int i = 0; i < 2 * kMTiles; ++i)
+          stale |= !(tile_sum[i / 2][i % 2] <= Accum::kSumLimit);
         if (!arch::any(stale)) break;
       }
       PerRow fold;  // from the tile's maximum to the row's
-      SAGE_UNROLL
-      for (int i = 0; i < 2 * kMTiles; ++i) {
+      SAGE_UNROLL for (int i = 0; i < 2 * kMTiles; ++i) {
         float& sum = exp_sum[i / 2][i % 2];
         if constexpr (Accum::kNeedsStepMax) {
           float const f = fold[i / 2][i % 2] = arch::exp2_approx(tile_max[i / 2][i % 2] - row_max[i / 2][i % 2]);
@@ -210,34 +214,35 @@ struct AttnFwd {
     return x;
   }
 
-  // Copies tile n of K, its scales and V. Of 16-bit V, thread t copies rows t / 64 * 8 + t % 8, channels t / 8 % 8 * 8
-  // (the order of tile::load_v16).
-  SAGE_DEVICE static void copy_tile(Params const& p, Place const& place, Stage& stage, uint32_t n) {
-    // Pinned, so that addresses are computed anew for every tile instead of being kept in registers. `place` is read
-    // before the first copy, which the compiler takes for a write to it.
+  // What a thread copies of 16-bit V, in the order of tile::load_v16: this row and channel, and others a constant away.
+  SAGE_DEVICE static uint32_t v16_row(uint32_t thread) { return thread / 64 * 8 + thread % 8; }
+  SAGE_DEVICE static uint32_t v16_channel(uint32_t thread) { return thread / 8 % 8 * 8; }
+
+  // Copies tile n of K, its scales and V to its stage.
+  SAGE_DEVICE static void copy_tile(Params const& p, SharedStorage& shared, uint32_t n) {
+    // Pinned, so that addresses are computed anew for every tile instead of being kept in registers. Shared memory is
+    // read before the first copy, which the compiler takes for a write to it.
     uint32_t const thread = arch::pinned(arch::thread_index());
+    Stage& stage = shared.stages[n % 2];
     char* const dst = stage.k + thread * 16;
-    char const* const k = place.k + int64_t{n * (kKBytes / 16) + thread} * 16;  // 32 bits: kMaxSeqlen
-    char const* const v = place.v;
-    int64_t const v_stride = place.v_stride;
-    int64_t const seqlen_k = place.sequence.seqlen_k;
-    bool const whole = n < place.v_whole;
-    if (thread == 0) arch::cp_async(reinterpret_cast<char*>(stage.k_scale), place.k_scale + n * kKScalesPerTile);
-    SAGE_UNROLL
-    for (int i = 0; i < kKBytes / kChunk; ++i) arch::cp_async(dst + i * kChunk, k + i * kChunk);
+    char const* const k = shared.place.k + int64_t{n * (kKBytes / 16) + thread} * 16;  // 32 bits: kMaxSeqlen
+    float const* const k_scale = shared.place.k_scale;
+    char const* const v = shared.threads[thread].v;
+    int64_t const v_stride = shared.place.v_stride, seqlen_k = shared.place.sequence.seqlen_k;
+    bool const whole = n < shared.place.v_whole;
+    if (thread == 0) arch::cp_async(reinterpret_cast<char*>(stage.k_scale), k_scale + n * kKScalesPerTile);
+    SAGE_UNROLL for (int i = 0; i < kKBytes / kChunk; ++i)
+      arch::cp_async(dst + i * kChunk, k + i * kChunk);
     if constexpr (Accum::kElementBytes == 1) {
-      char const* const src = v + int64_t{n} * kVBytes + thread * 16;
-      SAGE_UNROLL
-      for (int i = 0; i < kVBytes / kChunk; ++i) arch::cp_async(dst + kKBytes + i * kChunk, src + i * kChunk);
+      char const* const src = v + int64_t{n} * kVBytes;
+      SAGE_UNROLL for (int i = 0; i < kVBytes / kChunk; ++i)
+        arch::cp_async(dst + kKBytes + i * kChunk, src + i * kChunk);
     } else {
       constexpr int kRowsAtOnce = kThreads / 8, kCopiesPerPanel = kBlockN / kRowsAtOnce;
-      uint32_t const row = n * kBlockN + thread / 64 * 8 + thread % 8, channel = thread / 8 % 8 * 8;
       auto const copy = [&](auto const& exists) {
-        char const* src = v + row * v_stride + channel * 2;
-        SAGE_UNROLL
-        for (int i = 0; i < kCopiesPerPanel; ++i) {
-          SAGE_UNROLL
-          for (int c = 0; c < kHeadDim; c += 64) {
+        char const* src = v + n * kBlockN * v_stride;
+        SAGE_UNROLL for (int i = 0; i < kCopiesPerPanel; ++i) {
+          SAGE_UNROLL for (int c = 0; c < kHeadDim; c += 64) {
             arch::cp_async_zfill(dst + kKBytes + c * (kBlockN * 2) + i * kChunk, src + c * 2,
                                  exists(i * kRowsAtOnce, c));
           }
@@ -247,38 +252,34 @@ struct AttnFwd {
       if (whole) {
         copy([](int, int) { return true; });
       } else {
-        int const rows = static_cast<int>(seqlen_k - row), channels = p.head_dim - static_cast<int>(channel);
+        int const rows = static_cast<int>(seqlen_k - (n * kBlockN + v16_row(thread)));
+        int const channels = p.head_dim - static_cast<int>(v16_channel(thread));
         copy([&](int r, int c) { return r < rows && c < channels; });
       }
     }
   }
 
-  // s = kSeed + Q K^T. `q` is this lane's first fragment, `k` its row of the first ldmatrix. One k-step of Q at a time is
-  // in registers; the barriers keep the compiler from loading more.
+  // s = kSeed + Q K^T. `q` is this lane's first fragment, `k` its row of the first ldmatrix. One k-step of Q at a time
+  // is in registers; the barriers keep the compiler from loading more.
   SAGE_DEVICE static void multiply_qk(Scores& s, char const* q, char const* k, uint32_t const (&seed)[4]) {
     using Op = cute::SM80_16x8x32_S32S8S8S32_TN;
-    SAGE_UNROLL
-    for (int step = 0; step < kKSteps; ++step) {
+    SAGE_UNROLL for (int step = 0; step < kKSteps; ++step) {
       if (step > 0) arch::sync_warp();
       uint32_t a[kMTiles][4];
-      SAGE_UNROLL
-      for (int mt = 0; mt < kMTiles; ++mt) {
+      SAGE_UNROLL for (int mt = 0; mt < kMTiles; ++mt) {
         uint4 const fragment = *reinterpret_cast<uint4 const*>(q + (mt * kKSteps + step) * kChunk);
         a[mt][0] = fragment.x;
         a[mt][1] = fragment.y;
         a[mt][2] = fragment.z;
         a[mt][3] = fragment.w;
       }
-      SAGE_UNROLL
-      for (int pair = 0; pair < kBlockN / 16; ++pair) {
+      SAGE_UNROLL for (int pair = 0; pair < kBlockN / 16; ++pair) {
         if (pair == 2) arch::sync_warp();
         uint32_t b[4];
         arch::ldmatrix<cute::SM75_U32x4_LDSM_N>(b, k + step * 2048 + pair * 256);
-        SAGE_UNROLL
-        for (int h = 0; h < 2; ++h) {
+        SAGE_UNROLL for (int h = 0; h < 2; ++h) {
           uint32_t const bh[2] = {b[2 * h], b[2 * h + 1]};
-          SAGE_UNROLL
-          for (int mt = 0; mt < kMTiles; ++mt) {
+          SAGE_UNROLL for (int mt = 0; mt < kMTiles; ++mt) {
             auto& acc = s[mt][2 * pair + h];
             if (step == 0) {
               arch::mma<Op>(acc, a[mt], bh, seed);
@@ -292,12 +293,10 @@ struct AttnFwd {
   }
 
   SAGE_DEVICE static void find_maximum(Scores const& s, float unit, float bias, PerRow& tile_max) {
-    SAGE_UNROLL
-    for (int i = 0; i < 2 * kMTiles; ++i) {
+    SAGE_UNROLL for (int i = 0; i < 2 * kMTiles; ++i) {
       int const mt = i / 2, r = i % 2;
       float x = arch::as_float(s[mt][0][2 * r]), y = arch::as_float(s[mt][0][2 * r + 1]);
-      SAGE_UNROLL
-      for (int n = 1; n < kBlockN / 8; ++n) {
+      SAGE_UNROLL for (int n = 1; n < kBlockN / 8; ++n) {
         x = fmaxf(x, arch::as_float(s[mt][n][2 * r]));
         y = fmaxf(y, arch::as_float(s[mt][n][2 * r + 1]));
       }
@@ -310,8 +309,7 @@ struct AttnFwd {
                                        PerRow& p_sum) {
     PerRow decay;
     bool moved = false;
-    SAGE_UNROLL
-    for (int i = 0; i < 2 * kMTiles; ++i) {
+    SAGE_UNROLL for (int i = 0; i < 2 * kMTiles; ++i) {
       int const mt = i / 2, r = i % 2;
       float const new_max = fmaxf(row_max[mt][r], tile_max[mt][r]);
       decay[mt][r] = arch::exp2_approx(row_max[mt][r] - new_max);
@@ -326,8 +324,7 @@ struct AttnFwd {
   // P = 2^(score - base), packed, and this lane's share of its sums before P is rounded.
   SAGE_DEVICE static void exponentiate(Scores const& s, float unit, float bias, PerRow const& base,
                                        typename Accum::Probabilities& probabilities, PerRow& sum) {
-    SAGE_UNROLL
-    for (int i = 0; i < 2 * kMTiles; ++i) {
+    SAGE_UNROLL for (int i = 0; i < 2 * kMTiles; ++i) {
       int const mt = i / 2, r = i % 2;
       float const offset = fmaf(-bias, unit, -base[mt][r]);
       sum[mt][r] = 0.f;
@@ -336,8 +333,7 @@ struct AttnFwd {
         sum[mt][r] += x;
         return x;
       };
-      SAGE_UNROLL
-      for (int n = 0; n < kBlockN / 8; n += 2) {
+      SAGE_UNROLL for (int n = 0; n < kBlockN / 8; n += 2) {
         float const p0 = element(n, 0), p1 = element(n, 1), p2 = element(n + 1, 0), p3 = element(n + 1, 1);
         probabilities.set(mt, n, r, p0, p1, p2, p3);
       }
@@ -350,8 +346,7 @@ struct AttnFwd {
     int const lane = arch::lane_index(), t = lane % 4;
     float const* const v_scale =
         p.v_scale ? p.v_scale + (int64_t{place.batch} * p.num_heads_kv + place.head_kv) * kHeadDim : nullptr;
-    SAGE_UNROLL
-    for (int i = 0; i < 2 * kMTiles; ++i) {
+    SAGE_UNROLL for (int i = 0; i < 2 * kMTiles; ++i) {
       int const mt = i / 2, r = i % 2;
       int64_t const row = place.row + (arch::warp_index() * kMTiles + mt) * 16 + r * 8 + lane / 4;
       float const sum = tile::sum_of_quad(exp_sum[mt][r]);
@@ -360,8 +355,7 @@ struct AttnFwd {
       if (row >= sequence.seqlen_q) continue;
       uint16_t* const out = static_cast<uint16_t*>(p.out.data) + place.batch * p.out.stride_batch +
                             place.head * p.out.stride_head + (sequence.row_q + row) * p.out.stride_seq;
-      SAGE_UNROLL
-      for (int n = 0; n < kHeadDim / 8; ++n) {
+      SAGE_UNROLL for (int n = 0; n < kHeadDim / 8; ++n) {
         int const channel = n * 8 + t * 2;
         float x = o.value(mt, n, 2 * r) * factor, y = o.value(mt, n, 2 * r + 1) * factor;
         if (v_scale) {

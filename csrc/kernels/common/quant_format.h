@@ -16,8 +16,8 @@ constexpr int kKScalesPerTile = 4;  // scale t for the keys 8 i + 2 t and 8 i + 
 
 SAGE_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The tiles of one operand over all sequences. A buffer holds [head][tile][tile's bytes]; sequence b owns the tiles from
-// first_tile(b) on. Packed sequences start at a tile of their own; up to one tile per sequence stays unused.
+// The tiles of one operand over all sequences. A buffer holds [head][tile][tile's bytes]; sequence b owns the tiles
+// from first_tile(b) on. Packed sequences start at a tile of their own; up to one tile per sequence stays unused.
 struct TileSpace {
   int64_t per_head;      // of all sequences together
   int64_t per_sequence;  // packed: of the longest

@@ -37,8 +37,7 @@ SAGE_DEVICE void mask_scores(uint32_t (&s)[kMTiles][kKTileRows / 8][4], float sc
   // Pinned, so that nothing of this rare path is computed ahead of it and kept in registers.
   uint32_t const lane = arch::pinned(arch::lane_index());
   col += lane % 4 * 2;
-  SAGE_UNROLL
-  for (int i = 0; i < 2 * kMTiles; ++i) {
+  SAGE_UNROLL for (int i = 0; i < 2 * kMTiles; ++i) {
     int const mt = i / 2, r = i % 2;
     int64_t const row_i = row + lane / 4 + mt * 16 + r * 8;
     // Relative to col, and held to the tile so that they fit 32 bits.
@@ -47,10 +46,8 @@ SAGE_DEVICE void mask_scores(uint32_t (&s)[kMTiles][kKTileRows / 8][4], float sc
       return static_cast<int>(d < -8 ? -8 : d > kKTileRows ? kKTileRows : d);
     };
     int const begin = held(visible.col_begin(row_i)), end = held(visible.col_end(row_i));
-    SAGE_UNROLL
-    for (int n = 0; n < kKTileRows / 8; ++n) {
-      SAGE_UNROLL
-      for (int e = 0; e < 2; ++e) {
+    SAGE_UNROLL for (int n = 0; n < kKTileRows / 8; ++n) {
+      SAGE_UNROLL for (int e = 0; e < 2; ++e) {
         uint32_t& bits = s[mt][n][2 * r + e];
         bool const seen = n * 8 + e >= begin && n * 8 + e < end;
         bits = arch::as_uint(seen ? (arch::as_float(bits) - bias) * scale : -INFINITY);
@@ -58,15 +55,12 @@ SAGE_DEVICE void mask_scores(uint32_t (&s)[kMTiles][kKTileRows / 8][4], float sc
     }
     if (!mask.data || row_i >= visible.seqlen_q) continue;
     int64_t const bytes = arch::pinned(element_bytes(mask.dtype));
-    char const* element = static_cast<char const*>(mask.data) +
-                          (batch * mask.stride_batch + head * mask.stride_head + row_i * mask.stride_q +
-                           col * mask.stride_k) *
-                              bytes;
+    char const* element =
+        static_cast<char const*>(mask.data) +
+        (batch * mask.stride_batch + head * mask.stride_head + row_i * mask.stride_q + col * mask.stride_k) * bytes;
     int64_t const next = mask.stride_k * bytes;
-    SAGE_UNROLL
-    for (int n = 0; n < kKTileRows / 8; ++n) {
-      SAGE_UNROLL
-      for (int e = 0; e < 2; ++e) {
+    SAGE_UNROLL for (int n = 0; n < kKTileRows / 8; ++n) {
+      SAGE_UNROLL for (int e = 0; e < 2; ++e) {
         uint32_t& bits = s[mt][n][2 * r + e];
         float const score = arch::as_float(bits);
         if (score != -INFINITY) bits = arch::as_uint(score + read_mask(element, mask.dtype));  // else it may not exist

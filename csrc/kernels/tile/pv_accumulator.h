@@ -33,9 +33,9 @@ struct Probabilities16 {
   }
 };
 
-// B fragments of 32 keys by 8 channels of 16-bit V: two registers per 16 keys. Shared memory holds panels of 64 channels,
-// in them groups of 8 keys, in them 8 chunks of 8 channels, in them the keys' 16 bytes: the 8 rows of every ldmatrix are
-// 128 consecutive bytes. `v` points to this lane's place, (lane / 8) * 1024 + lane % 8 * 16.
+// B fragments of 32 keys by 8 channels of 16-bit V: two registers per 16 keys. Shared memory holds panels of 64
+// channels, in them groups of 8 keys, in them 8 chunks of 8 channels, in them the keys' 16 bytes: the 8 rows of every
+// ldmatrix are 128 consecutive bytes. `v` points to this lane's place, (lane / 8) * 1024 + lane % 8 * 16.
 SAGE_DEVICE void load_v16(uint32_t (&b)[4], char const* v, int half, int n) {
   arch::ldmatrix<cute::SM75_U16x8_LDSM_T>(b, v + n / 8 * 8192 + half * 4096 + n % 8 * 128);
 }
@@ -52,8 +52,7 @@ SAGE_DEVICE void mma_twice(Acc& acc, uint32_t const (&a0)[4], uint32_t const (&a
 // not fit the registers.
 template <int kTiles, int kTilesAtOnce, class Step>
 SAGE_DEVICE void for_channel_tiles(Step const& step) {
-  SAGE_UNROLL
-  for (int n = 0; n < kTiles; ++n) {
+  SAGE_UNROLL for (int n = 0; n < kTiles; ++n) {
     if (n > 0 && n % kTilesAtOnce == 0) arch::sync_warp();
     step(n);
   }
@@ -62,13 +61,12 @@ SAGE_DEVICE void for_channel_tiles(Step const& step) {
 // O += P V with 16-bit operands, where the accumulators of the tensor core are O.
 template <class Op, int kHeadDim, int kMTiles, class Acc, class Probabilities>
 SAGE_DEVICE void add_in_place(Acc& acc, Probabilities const& p, char const* v) {
-  SAGE_UNROLL
-  for (int half = 0; half < kKTileRows / 32; ++half) {
+  SAGE_UNROLL for (int half = 0; half < kKTileRows / 32; ++half) {
     for_channel_tiles<kHeadDim / 8, 4>([&](int n) {
       uint32_t b[4];
       load_v16(b, v, half, n);
-      SAGE_UNROLL
-      for (int mt = 0; mt < kMTiles; ++mt) mma_twice<Op>(acc[mt][n], p.a[mt][2 * half], p.a[mt][2 * half + 1], b);
+      SAGE_UNROLL for (int mt = 0; mt < kMTiles; ++mt)
+        mma_twice<Op>(acc[mt][n], p.a[mt][2 * half], p.a[mt][2 * half + 1], b);
     });
   }
 }
@@ -85,8 +83,7 @@ struct PvAccumF32 {
   float acc[kMTiles][kHeadDim / 8][4] = {};
 
   SAGE_DEVICE void scale(float const (&factor)[kMTiles][2]) {
-    SAGE_UNROLL
-    for (int i = 0; i < kMTiles * kHeadDim / 2; ++i) {
+    SAGE_UNROLL for (int i = 0; i < kMTiles * kHeadDim / 2; ++i) {
       acc[i / (kHeadDim / 2)][i / 4 % (kHeadDim / 8)][i % 4] *= factor[i / (kHeadDim / 2)][i % 4 / 2];
     }
   }
@@ -109,8 +106,7 @@ struct PvAccumF16 {
   uint32_t acc[kMTiles][kHeadDim / 8][2] = {};
 
   SAGE_DEVICE void scale(float const (&factor)[kMTiles][2]) {
-    SAGE_UNROLL
-    for (int i = 0; i < kMTiles * kHeadDim / 4; ++i) {
+    SAGE_UNROLL for (int i = 0; i < kMTiles * kHeadDim / 4; ++i) {
       float const f = factor[i / (kHeadDim / 4)][i % 2];
       uint32_t& a = acc[i / (kHeadDim / 4)][i / 2 % (kHeadDim / 8)][i % 2];
       a = arch::multiply_f16x2(a, arch::pack_f16(f, f));
@@ -138,15 +134,13 @@ struct PvAccumF16F32 {
       uint32_t b[2][4];
       load_v16(b[0], v, 0, n);
       load_v16(b[1], v, 1, n);
-      SAGE_UNROLL
-      for (int mt = 0; mt < kMTiles; ++mt) {
+      SAGE_UNROLL for (int mt = 0; mt < kMTiles; ++mt) {
         uint32_t inner[2] = {};
-        SAGE_UNROLL
-        for (int half = 0; half < 2; ++half) {
+        SAGE_UNROLL for (int half = 0; half < 2; ++half) {
           mma_twice<Op>(inner, p.a[mt][2 * half], p.a[mt][2 * half + 1], b[half]);
         }
-        SAGE_UNROLL
-        for (int x = 0; x < 4; ++x) outer.acc[mt][n][x] += arch::f16_to_float(inner[x / 2] >> x % 2 * 16);
+        SAGE_UNROLL for (int x = 0; x < 4; ++x)
+          outer.acc[mt][n][x] += arch::f16_to_float(inner[x / 2] >> x % 2 * 16);
       }
     });
   }
@@ -184,12 +178,10 @@ struct PvAccumInt8 {
     for_channel_tiles<kHeadDim / 8, kMTiles == 2 ? 4 : 1>([&](int n) {
       uint32_t b[4];
       arch::ldmatrix<cute::SM75_U32x4_LDSM_N>(b, v + n / 8 * 4096 + n % 8 * 128);
-      SAGE_UNROLL
-      for (int mt = 0; mt < kMTiles; ++mt) {
+      SAGE_UNROLL for (int mt = 0; mt < kMTiles; ++mt) {
         uint32_t inner[4] = {kSeed, kSeed, kSeed, kSeed};
         mma_twice<cute::SM80_16x8x32_S32U8S8S32_TN>(inner, p.a[mt][0], p.a[mt][1], b);
-        SAGE_UNROLL
-        for (int x = 0; x < 4; ++x) {
+        SAGE_UNROLL for (int x = 0; x < 4; ++x) {
           outer.acc[mt][n][x] = fmaf(arch::as_float(inner[x]) - 12582912.f, fold[mt][x / 2], outer.acc[mt][n][x]);
         }
       }
