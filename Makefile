@@ -5,6 +5,8 @@ VENV ?= .venv
 # What pip installs as PyTorch where VENV has none yet. Where your package index gives a CUDA build of several gigabytes,
 # name another: make TORCH="torch==2.13.0 --index-url URL" test, or point VENV at an environment that has PyTorch.
 TORCH ?= torch==2.13.0
+# A kernel's translation unit takes 1.5 GB.
+EMULATOR_JOBS ?= 2
 # Passed on: make test ARGS="-k varlen", make bench ARGS="--preset long".
 ARGS ?=
 
@@ -13,17 +15,19 @@ pip := $(bin)/python -m pip --disable-pip-version-check
 build_requires := $(shell sed -n '/^\[build-system\]/,/^\[project\]/s/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
 sources := CMakeLists.txt pyproject.toml README.md third_party/cutlass/resolve.cmake \
   $(shell find csrc cmake python -type f -not -path '*/__pycache__/*' -not -name '*.so')
+emulator_sources := $(shell find tests/emulator csrc/kernels -type f)
 ifneq ($(shell command -v ccache),)
   export CMAKE_CXX_COMPILER_LAUNCHER := ccache
   export CMAKE_CUDA_COMPILER_LAUNCHER := ccache
 endif
 
-.PHONY: help demo test test-long bench build cpp clean
+.PHONY: help demo test test-long bench build emulator cpp clean
 help:
 	@echo 'make demo   run a text-embedding model with quantized attention beside PyTorch'"'"'s'
 	@echo 'make test   build and run all tests'
 	@echo 'make test-long  plant bugs in the kernels, which the tests must catch; test AVX-VNNI on an AVX-512 CPU'
 	@echo 'make bench  measure speed and error beside PyTorch'"'"'s attention'
+	@echo 'make emulator  build the CUDA kernels for the emulator, which the tests run without a GPU'
 	@echo 'make build  build the package and install it into $(VENV)'
 	@echo 'make cpp    build the C++ package and install it into build/install'
 	@echo 'make clean  remove what was built (not $(VENV))'
@@ -31,10 +35,10 @@ help:
 demo: build
 	$(bin)/python -m sage demo $(ARGS)
 
-test: build
+test: build emulator
 	$(bin)/python -m pytest $(ARGS)
 
-test-long: build
+test-long: build emulator
 	$(bin)/python tests/planted_bugs.py
 	$(bin)/python tests/avx_vnni_on_avx512.py
 
@@ -43,13 +47,15 @@ bench: build
 
 build: $(VENV)/installed.stamp
 
+emulator: $(VENV)/emulator.stamp
+
 cpp: $(VENV)/tools.stamp
 	$(bin)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(bin)/ninja) -DPython_EXECUTABLE=$(abspath $(bin)/python)
 	$(bin)/cmake --build build/cpp
 	$(bin)/cmake --install build/cpp --prefix build/install --component cpp
 
 clean:
-	rm -rf build $(VENV)/installed.stamp
+	rm -rf build $(VENV)/installed.stamp $(VENV)/emulator.stamp
 
 # The build tools, which pip brings, and PyTorch.
 $(VENV)/tools.stamp: pyproject.toml
@@ -63,4 +69,15 @@ $(VENV)/tools.stamp: pyproject.toml
 $(VENV)/installed.stamp: $(VENV)/tools.stamp $(sources)
 	@echo 'Building sage; installing it with what the demo, the benchmark and the tests need (the first time: a few minutes)'
 	$(pip) install --quiet --no-build-isolation -C build-dir=build/python '.[demo,bench,test]'
+	@touch $@
+
+# sage._emulator, beside the installed package and never in a wheel. It needs no CUDA compiler, but CUDA's headers.
+$(VENV)/emulator.stamp: $(VENV)/installed.stamp $(emulator_sources)
+	@echo 'Building the CUDA kernels for the emulator (the first time: a few minutes)'
+	command -v nvcc >/dev/null || $(pip) install --quiet -r cmake/cuda_headers.txt
+	$(bin)/cmake -S . -B build/emulator -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(bin)/ninja) \
+	  -DPython_EXECUTABLE=$(abspath $(bin)/python) -DSAGE_EMULATOR=ON -DSAGE_CUDA=OFF -DSAGE_CPU=OFF $(CMAKE_ARGS)
+	$(bin)/cmake --build build/emulator --parallel $(EMULATOR_JOBS)
+	$(bin)/cmake --install build/emulator --component emulator \
+	  --prefix $$($(bin)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 	@touch $@

@@ -1,5 +1,5 @@
-# The Python that builds: the extension module needs it; otherwise it is only asked for packages it may have.
-if(SAGE_PYTHON)
+# The Python that builds: the extension modules need it; otherwise it is only asked for packages it may have.
+if(SAGE_PYTHON OR SAGE_EMULATOR)
   find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
 else()
   find_package(Python 3.10 QUIET COMPONENTS Interpreter)

@@ -1,7 +1,9 @@
-"""The backends that one suite runs on: `backend` in a test's arguments runs it on each."""
+"""The backends that one suite runs on: `backend` in a test's arguments runs it on each, `recipe` beside it with each
+recipe that the backend serves."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -13,39 +15,73 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch  # noqa: E402
 
+from bounds import DTYPES, RECIPES  # noqa: E402
 from sage import _C, _select  # noqa: E402
 
-
-def _backends() -> list:
-    cpu = [pytest.param(("cpu", isa), id=f"cpu-{isa}") for isa in _select.CPU_ISAS if isa != "auto"]
-    return [
-        pytest.param(("reference", "auto"), id="reference"),
-        *cpu,
-        pytest.param(("cuda", "auto"), id="cuda", marks=pytest.mark.cuda),
-    ]
+CPU_ISAS = [isa for isa in _select.CPU_ISAS if isa != "auto"]
+BACKENDS = [("reference", "auto"), *(("cpu", isa) for isa in CPU_ISAS), ("emulator", "auto"), ("cuda", "auto")]
 
 
-@pytest.fixture(params=_backends())
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The `backend` argument of a call; on the CPU every instruction set that this machine runs is forced in turn."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    names = metafunc.fixturenames
+    given = {name.strip() for mark in metafunc.definition.iter_markers("parametrize") for name in _names(mark)}
+    if "backend" not in names or "backend" in given:
+        return
+    each_recipe = "recipe" in names and "recipe" not in given
+    cases = []
+    for backend, isa in BACKENDS:
+        if backend == "reference" and "kernels" in names:
+            continue
+        marks = [pytest.mark.cuda] if backend == "cuda" else []
+        label = f"cpu-{isa}" if backend == "cpu" else backend
+        if not each_recipe:
+            cases.append(pytest.param((backend, isa), id=label, marks=marks))
+            continue
+        cases += [
+            pytest.param((backend, isa), recipe, id=f"{label}-{recipe}", marks=marks) for recipe in RECIPES[backend]
+        ]
+    metafunc.parametrize(["backend", "recipe"] if each_recipe else ["backend"], cases, indirect=["backend"])
+
+
+def _names(mark: pytest.Mark) -> list[str]:
+    names = mark.args[0]
+    return names.split(",") if isinstance(names, str) else list(names)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The `backend` argument of a call; on the CPU every instruction set that this machine runs is forced in turn, and
+    for CUDA tensors are made there."""
     name, isa = request.param
-    if name == "cuda":
-        try:
-            _select.choose("cuda", "auto", "cuda")
-        except NotImplementedError as reason:
-            pytest.skip(str(reason))
-    if isa != "auto" and not _C.cpu_isa_available(isa):
-        pytest.skip(f"this build or this CPU has no {isa}")
+    if reason := _why_not(name, isa):
+        pytest.skip(reason)
     monkeypatch.setenv(_select.CPU_ISA_VARIABLE, isa)
-    return name
+    with torch.device("cuda") if name == "cuda" else contextlib.nullcontext():
+        yield name
+
+
+def _why_not(backend: str, isa: str) -> str:
+    if isa != "auto" and not _C.cpu_isa_available(isa):
+        return f"this build or this CPU has no {isa}"
+    try:
+        _select.choose("cuda" if backend == "cuda" else "cpu", "auto", backend)
+        if backend == "cuda":
+            _C.cuda_devices()
+    except RuntimeError as reason:  # NotImplementedError is one
+        return str(reason)
+    return "" if backend != "cuda" or torch.cuda.is_available() else "this PyTorch has no CUDA"
 
 
 @pytest.fixture
 def kernels(backend: str) -> str:
     """`backend` without the reference: what has kernels of its own."""
-    if backend == "reference":
-        pytest.skip("compares kernels with the reference")
     return backend
+
+
+@pytest.fixture
+def dtype(backend: str) -> torch.dtype:
+    """The dtype of a test that is not about dtypes."""
+    return DTYPES[backend]
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from building import TOOLS_PATH
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = "csrc/kernels/"
-UNWANTED = shutil.ignore_patterns(".git", ".venv", "build", "dist", "_C*.so", "__pycache__")
+UNWANTED = shutil.ignore_patterns(".git", ".venv", "build", "dist", "_C*.so", "_emulator*.so", "__pycache__")
 TESTS = ["tests/test_attention.py", "tests/test_varlen.py"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -98,7 +100,7 @@ ATTENTION = {
     "field of recipe": ({"recipe": "sage1(colour=3)"}, ValueError, ["recipe", "colour"]),
     "value of recipe": ({"recipe": "sage1(smooth_k=maybe)"}, ValueError, ["recipe", "smooth_k", "maybe"]),
     "type of recipe": ({"recipe": 3}, TypeError, ["recipe", "str or sage.Recipe", "int"]),
-    "backend": ({"backend": "opencl"}, ValueError, ["backend", "auto, cuda, cpu, reference", "'opencl'"]),
+    "backend": ({"backend": "opencl"}, ValueError, ["backend", "auto, cuda, cpu, reference, emulator", "'opencl'"]),
     "type of backend": ({"backend": None}, TypeError, ["backend", "str", "NoneType"]),
     "backend of another device": ({"backend": "cuda"}, ValueError, ["backend 'cuda'", "cuda", "cpu"]),
     "no kernel": ({"recipe": "sage2"}, NotImplementedError, ["fp8_e4m3", 'backend="reference"', "sage2"]),
@@ -201,14 +203,56 @@ def test_instruction_set_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         sage.attention(Q, K, K)
 
 
-def test_devices_without_kernels() -> None:
-    with pytest.raises(NotImplementedError, match=r'cuda.*backend="reference"'):
+def test_devices_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_select, "_C", NoCuda)
+    _select._choose.cache_clear()
+    with pytest.raises(NotImplementedError, match=r'cuda.*this build has no CUDA.*backend="reference"'):
         _select.choose("cuda", "auto", "auto")
+    assert "nothing" in _select.explain_auto("cuda") and "this build has no CUDA" in _select.explain_auto("cuda")
     with pytest.raises(NotImplementedError, match=r'meta.*backend="reference"'):
         sage.attention(*(t.to("meta") for t in (Q, K, K)))
     assert _select.choose("cuda", "auto", "reference") == ("reference", "sage1")
-    assert "nothing" in _select.explain_auto("cuda")
     assert "sage1@cpu" in _select.explain_auto("cpu")
+
+
+class NoCuda:
+    @staticmethod
+    def build_info() -> dict[str, str]:
+        return {"cuda": "off"}
+
+
+class NoDevice:
+    @staticmethod
+    def build_info() -> dict[str, str]:
+        return {"cuda": "13.0.88"}
+
+    @staticmethod
+    def cuda_devices() -> list:
+        raise RuntimeError("cudaGetDeviceCount: no CUDA-capable device is detected")
+
+
+def test_cuda_build_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_select, "_C", NoDevice)
+    _select._choose.cache_clear()
+    assert _select.choose("cuda", "auto", "auto") == ("cuda", "sage1")
+    assert _select.choose("cuda", "sage1_int8", "cuda") == ("cuda", "sage1_int8")
+    assert _select.explain_auto("cuda") == "nothing: cudaGetDeviceCount: no CUDA-capable device is detected"
+
+
+def test_emulator_that_was_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sage._emulator", None)
+    _select._choose.cache_clear()
+    with pytest.raises(NotImplementedError, match="-DSAGE_EMULATOR=ON"):
+        sage.attention(Q, K, K, backend="emulator")
+    with pytest.raises(ValueError, match="backend 'emulator' needs tensors on cpu, got meta"):
+        sage.attention(*(t.to("meta") for t in (Q, K, K)), backend="emulator")
+
+
+@pytest.fixture(autouse=True)
+def _forget_choices() -> Iterator[None]:
+    """Choices are remembered: those made with a planted extension module must not be."""
+    yield
+    _select._choose.cache_clear()
 
 
 def test_errors_are_not_remembered() -> None:

@@ -10,34 +10,14 @@ import torch
 from torch import Tensor
 
 import sage
+from bounds import BOUNDS, DTYPE_EPS, RECIPES
 from compare import compare
 from distributions import nrmse
-from sage import _C
-from sage.recipe import PRESETS
+from sage._select import extension
+from sage.recipe import PRESETS, Recipe
 from sage.reference import exact
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-
-RECIPES = ("int16", "sage1@cpu", "sage1_int8@cpu")
-"""The recipes that every backend serves."""
-
-NRMSE = {"int16": 0.0012, "sage1@cpu": 0.012, "sage1_int8@cpu": 0.018}
-"""The accuracy that the project states for normal data at seqlen 1k, which is the hard case: fewer keys err less."""
-
-# One rounding unit of the output.
-DTYPE_EPS = {torch.float32: 2.0**-23, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-
-# Errors of single elements, of out against max|v|: a score is off by about sqrt(head_dim) * scale * half a code, a code
-# being 1 / 127 of the largest |q| or |k| of its row for INT8, 1 / 4095 and 1 / 2047 for INT16, and a probability of
-# INT8 by 1 / 510 of the largest.
-MAX_ERROR = {"int16": 1.5e-3, "sage1@cpu": 0.02, "sage1_int8@cpu": 0.025}
-LSE_ERROR = {"int16": 2e-3, "sage1@cpu": 0.05, "sage1_int8@cpu": 0.05}
-
-# Kernels follow the reference's steps with sums in another order and their own exp2, so that a code on a rounding tie
-# can differ by one. In P it moves one probability, by 1 / 255 of the largest for u8 and 1 / 8191 for INT16; in Q or K
-# it moves the scores of a row or a key by about 1 / 127 (1 / 2047) of a typical one.
-MAX_DIFFERENCE = {"int16": 2e-4, "sage1@cpu": 5e-4, "sage1_int8@cpu": 2e-3}
-MAX_LSE_DIFFERENCE = {"int16": 3e-4, "sage1@cpu": 3e-3, "sage1_int8@cpu": 3e-3}
 
 # The softmax works in base 2, so that is where float32 ends. Rounding of float32 is what is left of an LSE near there.
 LSE_LIMIT = torch.finfo(torch.float32).max * math.log(2)
@@ -45,6 +25,7 @@ LSE_RTOL = 1e-6
 
 
 def make(
+    dtype: torch.dtype,
     seqlen_q: int,
     seqlen_k: int,
     head_dim: int = 64,
@@ -52,7 +33,6 @@ def make(
     batch: int = 1,
     num_heads_q: int = 2,
     num_heads_kv: int = 2,
-    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor]:
     q = torch.randn(batch, num_heads_q, seqlen_q, head_dim).to(dtype)
     k, v = (torch.randn(batch, num_heads_kv, seqlen_k, head_dim).to(dtype) for _ in range(2))
@@ -71,19 +51,26 @@ def check(
     assert out.shape == q.shape and out.dtype == q.dtype and out.is_contiguous()
     assert lse.shape == q.shape[:3] and lse.dtype == torch.float32 and lse.is_contiguous()
 
+    bounds, eps = BOUNDS[recipe], DTYPE_EPS[q.dtype]
     expected, expected_lse = exact(q, k, v, **to_reference(q, rules))
     largest = float(v.nan_to_num().abs().max()) if v.numel() else 0.0
-    eps = DTYPE_EPS[q.dtype]
     assert out.isfinite().all()
     if expected.norm():
-        assert nrmse(out, expected) <= error * NRMSE[recipe] + eps
-    compare(out, expected, atol=(error * MAX_ERROR[recipe] + eps) * largest, what="out against float64")
+        assert nrmse(out, expected) <= error * bounds.nrmse + eps
+    compare(out, expected, atol=(error * bounds.error + eps) * largest, what="out against float64")
     expected_lse = torch.where(expected_lse == -torch.inf, expected_lse, expected_lse.clamp(-LSE_LIMIT, LSE_LIMIT))
-    compare(lse, expected_lse, atol=error * LSE_ERROR[recipe], rtol=LSE_RTOL, what="lse against float64")
+    compare(lse, expected_lse, atol=error * bounds.lse, rtol=LSE_RTOL, what="lse against float64")
     if backend != "reference":
         same, same_lse = sage.attention(q, k, v, recipe=recipe, backend="reference", return_lse=True, **rules)
-        compare(out, same, atol=(error * MAX_DIFFERENCE[recipe] + eps) * largest, what="out against the reference")
-        compare(lse, same_lse, atol=error * MAX_LSE_DIFFERENCE[recipe], rtol=LSE_RTOL, what="lse against the reference")
+        rounding = (error * bounds.difference + eps) * largest
+        compare(out, same, atol=rounding, what="out against the reference")
+        if same.norm():
+            assert nrmse(out, same) <= error * bounds.difference_nrmse + eps
+        compare(lse, same_lse, atol=error * bounds.lse_difference, rtol=LSE_RTOL, what="lse against the reference")
+        # A kernel may err twice as much as the recipe itself does in float32, and by rounding.
+        own = sage.attention(*(t.float() for t in (q, k, v)), recipe=recipe, backend="reference", **rules)
+        own_error = float((own - expected).abs().max()) if own.numel() else 0.0
+        compare(out, expected, atol=2 * own_error + rounding, what="out against the recipe's own error")
     return out, lse
 
 
@@ -92,57 +79,58 @@ def to_reference(q: Tensor, rules: dict[str, Any]) -> dict[str, Any]:
     return {"scale": q.shape[-1] ** -0.5} | {names.get(name, name): value for name, value in rules.items()}
 
 
-every_recipe = pytest.mark.parametrize("recipe", RECIPES)
-
-
-@every_recipe
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize(
     "seqlens",
     [(1, 1), (9, 9), (63, 64), (64, 65), (65, 63), (129, 1), (1, 129), (1001, 503), (503, 1001)],
     ids=lambda s: f"{s[0]}x{s[1]}",
 )
-def test_lengths(backend: str, recipe: str, seqlens: tuple[int, int], is_causal: bool) -> None:
-    check(backend, recipe, *make(*seqlens), is_causal=is_causal)
+def test_lengths(backend: str, recipe: str, seqlens: tuple[int, int], is_causal: bool, dtype: torch.dtype) -> None:
+    check(backend, recipe, *make(dtype, *seqlens), is_causal=is_causal)
 
 
-@every_recipe
 @pytest.mark.parametrize("head_dim", [1, 7, 32, 64, 80, 96, 128, 192, 256])
-def test_head_dims(backend: str, recipe: str, head_dim: int) -> None:
+def test_head_dims(backend: str, recipe: str, head_dim: int, dtype: torch.dtype) -> None:
     # With few channels one coarse code of V weighs more than normal data at head_dim 64 and above shows.
-    check(backend, recipe, *make(65, 130, head_dim), is_causal=True, error=2.0 if head_dim < 32 else 1.0)
+    check(backend, recipe, *make(dtype, 65, 130, head_dim), is_causal=True, error=2.0 if head_dim < 32 else 1.0)
 
 
-@every_recipe
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_dtypes(backend: str, recipe: str, dtype: torch.dtype) -> None:
-    check(backend, recipe, *make(70, 140, batch=2, dtype=dtype))
+    q, k, v = make(dtype, 70, 140, batch=2)
+    if backend in ("cuda", "emulator") and dtype == torch.float32:
+        with pytest.raises(NotImplementedError, match='dtype float16 and bfloat16 only, got float32.*"reference"'):
+            sage.attention(q, k, v, recipe=recipe, backend=backend)
+    else:
+        check(backend, recipe, q, k, v)
 
 
-@every_recipe
 @pytest.mark.parametrize("num_heads", [(8, 2), (6, 1), (3, 3)], ids=["gqa", "mqa", "mha"])
-def test_heads(backend: str, recipe: str, num_heads: tuple[int, int]) -> None:
-    q, k, v = make(65, 70, batch=2, num_heads_q=num_heads[0], num_heads_kv=num_heads[1])
+def test_heads(backend: str, recipe: str, num_heads: tuple[int, int], dtype: torch.dtype) -> None:
+    q, k, v = make(dtype, 65, 70, batch=2, num_heads_q=num_heads[0], num_heads_kv=num_heads[1])
     out, lse = check(backend, recipe, q, k, v)
     repeated = [t.repeat_interleave(num_heads[0] // num_heads[1], 1) for t in (k, v)]
     out_repeated, lse_repeated = check(backend, recipe, q, *repeated)
     assert torch.equal(out, out_repeated) and torch.equal(lse, lse_repeated)
 
 
-@every_recipe
 @pytest.mark.parametrize("scale", [0.3, 0.01, 0.0, -0.2])
-def test_scale(backend: str, recipe: str, scale: float) -> None:
-    check(backend, recipe, *make(33, 90), scale=scale, error=3.0)
+def test_scale(backend: str, recipe: str, scale: float, dtype: torch.dtype) -> None:
+    check(backend, recipe, *make(dtype, 33, 90), scale=scale, error=3.0)
 
 
-@every_recipe
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("window_size", [(0, 0), (5, 0), (-1, 3), (16, -1), (0, -1), (70, 40)], ids=str)
 @pytest.mark.parametrize("seqlens", [(65, 140), (140, 65)], ids=["more_keys", "more_queries"])
 def test_windows(
-    backend: str, recipe: str, seqlens: tuple[int, int], window_size: tuple[int, int], is_causal: bool
+    backend: str,
+    recipe: str,
+    seqlens: tuple[int, int],
+    window_size: tuple[int, int],
+    is_causal: bool,
+    dtype: torch.dtype,
 ) -> None:
-    check(backend, recipe, *make(*seqlens, head_dim=32), window_size=window_size, is_causal=is_causal)
+    check(backend, recipe, *make(dtype, *seqlens, head_dim=32), window_size=window_size, is_causal=is_causal)
 
 
 MASK_SHAPES = [
@@ -158,25 +146,23 @@ MASK_SHAPES = [
 ]
 
 
-@every_recipe
-@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mask_dtype", [torch.bool, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", MASK_SHAPES, ids=str)
-def test_masks(backend: str, recipe: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_masks(backend: str, recipe: str, shape: tuple[int, ...], mask_dtype: torch.dtype, dtype: torch.dtype) -> None:
     """Every dimension broadcast or not; a third of the entries hide their key, which can be all keys of a query."""
     hidden = torch.rand(shape) < 0.3
-    mask = ~hidden if dtype == torch.bool else torch.randn(shape).masked_fill(hidden, -torch.inf).to(dtype)
-    check(backend, recipe, *make(70, 90, 32, batch=2, num_heads_q=4), attn_mask=mask)
+    mask = ~hidden if mask_dtype == torch.bool else torch.randn(shape).masked_fill(hidden, -torch.inf).to(mask_dtype)
+    check(backend, recipe, *make(dtype, 70, 90, 32, batch=2, num_heads_q=4), attn_mask=mask)
 
 
-@every_recipe
-def test_mask_with_other_rules(backend: str, recipe: str) -> None:
+def test_mask_with_other_rules(backend: str, recipe: str, dtype: torch.dtype) -> None:
     """A query sees a key that the mask, the causal rule, the window and the length all let it see."""
     mask = torch.rand(2, 1, 70, 90) < 0.7
     seqused_k = torch.tensor([90, 75], dtype=torch.int32)
     check(
         backend,
         recipe,
-        *make(70, 90, batch=2),
+        *make(dtype, 70, 90, batch=2),
         attn_mask=mask,
         is_causal=True,
         window_size=(40, 5),
@@ -184,18 +170,16 @@ def test_mask_with_other_rules(backend: str, recipe: str) -> None:
     )
 
 
-@every_recipe
-def test_mask_strides(backend: str, recipe: str) -> None:
-    q, k, v = make(70, 90)
+def test_mask_strides(backend: str, recipe: str, dtype: torch.dtype) -> None:
+    q, k, v = make(dtype, 70, 90)
     mask = torch.randn(90, 70).T
     strided, _ = check(backend, recipe, q, k, v, attn_mask=mask)
     contiguous, _ = check(backend, recipe, q, k, v, attn_mask=mask.contiguous())
     assert torch.equal(strided, contiguous)
 
 
-@every_recipe
-def test_fully_masked_rows(backend: str, recipe: str) -> None:
-    q, k, v = make(70, 200)
+def test_fully_masked_rows(backend: str, recipe: str, dtype: torch.dtype) -> None:
+    q, k, v = make(dtype, 70, 200)
     mask = torch.ones(70, 200, dtype=torch.bool)
     mask[3] = mask[64:68] = False
     for form in (mask, torch.zeros(70, 200).masked_fill(~mask, -torch.inf)):
@@ -203,25 +187,27 @@ def test_fully_masked_rows(backend: str, recipe: str) -> None:
         assert (out[:, :, ~mask.any(1)] == 0).all() and (lse[:, :, ~mask.any(1)] == -torch.inf).all()
 
 
-@every_recipe
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_finite_mask_values_hide_nothing(backend: str, recipe: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("mask_dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_finite_mask_values_hide_nothing(
+    backend: str, recipe: str, mask_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
     """finfo.min is -inf for a query that sees other keys, and the same for all keys where it is everywhere."""
-    q, k, v = make(40, 150)
-    lowest = torch.finfo(dtype).min
-    mask = torch.zeros(40, 150, dtype=dtype)
+    q, k, v = make(dtype, 40, 150)
+    lowest = torch.finfo(mask_dtype).min
+    mask = torch.zeros(40, 150, dtype=mask_dtype)
     mask[:, 100:] = lowest
     mask[7] = lowest
     out, lse = check(backend, recipe, q, k, v, attn_mask=mask)
     assert lse.isfinite().all()
-    if dtype != torch.float16:  # where scores of order 1 vanish beside the mask; beside float16's -65504 they do not
+    if (
+        mask_dtype != torch.float16
+    ):  # where scores of order 1 vanish beside the mask; beside float16's -65504 they do not
         compare(out[:, :, 7], v.double().mean(2), atol=2e-3 * float(v.abs().max()), what="the mean of v")
 
 
-@every_recipe
-def test_infinite_mask_values(backend: str, recipe: str) -> None:
+def test_infinite_mask_values(backend: str, recipe: str, dtype: torch.dtype) -> None:
     """+inf leaves the keys that have it; with -inf elsewhere nothing changes."""
-    q, k, v = make(40, 150)
+    q, k, v = make(dtype, 40, 150)
     mask = torch.zeros(40, 150)
     mask[:, 20] = mask[5, 140] = torch.inf
     mask[:, 60:] += torch.where(mask[:, 60:] == 0, -torch.inf, 0.0)
@@ -232,11 +218,10 @@ def test_infinite_mask_values(backend: str, recipe: str) -> None:
     )
 
 
-@every_recipe
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
-def test_seqused_k(backend: str, recipe: str, is_causal: bool) -> None:
+def test_seqused_k(backend: str, recipe: str, is_causal: bool, dtype: torch.dtype) -> None:
     """Keys past the length do not exist: whatever they hold, and for the diagonal too."""
-    q, k, v = make(70, 150, batch=4)
+    q, k, v = make(dtype, 70, 150, batch=4)
     seqused_k = torch.tensor([150, 0, 1, 131], dtype=torch.int32)
     out, lse = check(backend, recipe, q, k, v, seqused_k=seqused_k, is_causal=is_causal)
     assert (out[1] == 0).all() and (lse[1] == -torch.inf).all()
@@ -263,15 +248,14 @@ def check_finite(backend: str, recipe: str, q: Tensor, k: Tensor, v: Tensor, **r
     return out, lse
 
 
-@every_recipe
 @pytest.mark.parametrize(
     "shape",
     [(1, 2, 0, 5), (1, 2, 5, 0), (1, 2, 0, 0), (0, 2, 5, 5)],
     ids=["no_queries", "no_keys", "neither", "no_batch"],
 )
-def test_empty(backend: str, recipe: str, shape: tuple[int, int, int, int]) -> None:
+def test_empty(backend: str, recipe: str, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     batch, heads, seqlen_q, seqlen_k = shape
-    q, k, v = make(seqlen_q, seqlen_k, batch=batch, num_heads_q=heads)
+    q, k, v = make(dtype, seqlen_q, seqlen_k, batch=batch, num_heads_q=heads)
     for rules in ({}, {"is_causal": True}, {"attn_mask": torch.ones(seqlen_q, seqlen_k, dtype=torch.bool)}):
         out, lse = sage.attention(q, k, v, recipe=recipe, backend=backend, return_lse=True, **rules)
         assert out.shape == q.shape and (out == 0).all()
@@ -290,12 +274,12 @@ VIEWS = {
 """The shape of a tensor and how q, k and v are views of it."""
 
 
-@every_recipe
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("is_bfloat16", [False, True], ids=["default", "bfloat16"])
 @pytest.mark.parametrize("name", VIEWS)
-def test_strides_and_layouts(backend: str, recipe: str, name: str, dtype: torch.dtype) -> None:
+def test_strides_and_layouts(backend: str, recipe: str, name: str, is_bfloat16: bool, dtype: torch.dtype) -> None:
     """Any view gives what a contiguous bhsd tensor gives, in the view's layout: from kernels, bit for bit."""
     shape, view = VIEWS[name]
+    dtype = torch.bfloat16 if is_bfloat16 else dtype
     q, k, v = view(torch.randn(shape).to(dtype))
     layout = "bshd" if name == "fused_bshd" else "bhsd"
     out, lse = sage.attention(q, k, v, layout=layout, recipe=recipe, backend=backend, return_lse=True, is_causal=True)
@@ -303,8 +287,8 @@ def test_strides_and_layouts(backend: str, recipe: str, name: str, dtype: torch.
     q, k, v, out = ((t.transpose(1, 2) if layout == "bshd" else t).contiguous() for t in (q, k, v, out))
     contiguous, contiguous_lse = check(backend, recipe, q, k, v, is_causal=True)
     if backend == "reference":  # whose sums follow the strides
-        compare(out, contiguous, atol=(MAX_DIFFERENCE[recipe] + DTYPE_EPS[dtype]) * float(v.abs().max()), what="out")
-        compare(lse, contiguous_lse, atol=MAX_LSE_DIFFERENCE[recipe], what="lse")
+        compare(out, contiguous, atol=(BOUNDS[recipe].difference + DTYPE_EPS[dtype]) * float(v.abs().max()), what="out")
+        compare(lse, contiguous_lse, atol=BOUNDS[recipe].lse_difference, what="lse")
     else:
         assert torch.equal(out, contiguous) and torch.equal(lse, contiguous_lse)
 
@@ -314,16 +298,15 @@ def test_offsets_beyond_32_bits(kernels: str) -> None:
     shape, apart = (2, 2, 40, 32), 2**31 + 64
     size = shape[1] * shape[2] * shape[3]
     storage = torch.tensor([], dtype=torch.bfloat16).set_(torch.UntypedStorage(2 * (apart + 3 * size)))
-    clean = make(40, 40, 32, batch=2, dtype=torch.bfloat16)
+    clean = make(torch.bfloat16, 40, 40, 32, batch=2)
     views = [storage.as_strided(shape, (apart, 40 * 32, 32, 1), i * size) for i in range(3)]
     for view, tensor in zip(views, clean, strict=True):
         view.copy_(tensor)
     assert torch.equal(sage.attention(*views, backend=kernels), sage.attention(*clean, backend=kernels))
 
 
-@every_recipe
-def test_every_argument_matters(backend: str, recipe: str) -> None:
-    q, k, v = make(40, 60, batch=2)
+def test_every_argument_matters(backend: str, recipe: str, dtype: torch.dtype) -> None:
+    q, k, v = make(dtype, 40, 60, batch=2)
     base = {"recipe": recipe, "backend": backend}
     out = sage.attention(q, k, v, **base)
     changes = {
@@ -332,7 +315,7 @@ def test_every_argument_matters(backend: str, recipe: str) -> None:
         "scale": 0.11,
         "window_size": (30, 30),
         "seqused_k": torch.tensor([59, 60], dtype=torch.int32),
-        "recipe": next(r for r in RECIPES if r != recipe),
+        "recipe": next(r for r in RECIPES[backend] if r != recipe),
     }
     for name, value in changes.items():
         changed = sage.attention(q, k, v, **{**base, name: value})
@@ -349,25 +332,24 @@ def test_every_argument_matters(backend: str, recipe: str) -> None:
     assert isinstance(sage.attention(q, k, v, **base, return_lse=True), tuple)
 
 
-@every_recipe
-def test_smooth_k(backend: str, recipe: str) -> None:
+def test_smooth_k(backend: str, recipe: str, dtype: torch.dtype) -> None:
     """K smoothing undoes a bias per channel that would drown K's codes, and the LSE still has it."""
-    q, k, v = make(65, 300)
-    biased = k + 20 * torch.randn(1, 2, 1, 64)
+    q, k, v = make(dtype, 65, 300)
+    biased = (k + 20 * torch.randn(1, 2, 1, 64)).to(dtype)
     smooth, _ = check(backend, recipe, q, biased, v, error=2.0)
     expected, _ = exact(q, biased, v, scale=64**-0.5)
-    rough = sage.attention(q, biased, v, recipe=PRESETS[recipe].replace(smooth_k=False), backend=backend)
+    rough = sage.attention(q, biased, v, recipe=Recipe.parse(recipe).replace(smooth_k=False), backend=backend)
     assert nrmse(rough, expected) > 4 * nrmse(smooth, expected)
 
 
-@pytest.mark.parametrize(("recipe", "spread"), [("int16", 1.0), ("sage1", 0.25), ("sage1_int8", 0.25)])
-def test_lse_with_channel_bias(backend: str, recipe: str, spread: float) -> None:
+def test_lse_with_channel_bias(backend: str, recipe: str) -> None:
     """Where q . mean(K) is in the tens, the LSE is still that of float64 to 1e-3, for bf16 inputs too.
 
     `spread` is the standard deviation of the scores beside that term. With INT8 Q and K it has to be small: rounding
     alone moves the LSE by 3e-3 where it is 1.
     """
-    q, k, v = make(65, 500, 128)
+    spread = 1.0 if recipe == "int16" else 0.25
+    q, k, v = make(torch.float32, 65, 500, 128)
     q, k, v = (spread * q).bfloat16(), (k + 50 * torch.randn(1, 2, 1, 128)).bfloat16(), v.bfloat16()
     _, lse = sage.attention(q, k, v, recipe=recipe, backend=backend, return_lse=True)
     _, expected = exact(q, k, v, scale=128**-0.5)
@@ -375,24 +357,22 @@ def test_lse_with_channel_bias(backend: str, recipe: str, spread: float) -> None
     compare(lse, expected, atol=1e-3, what="lse")
 
 
-@every_recipe
-def test_peaked_and_negative_scores(backend: str, recipe: str) -> None:
+def test_peaked_and_negative_scores(backend: str, recipe: str, dtype: torch.dtype) -> None:
     """One key takes all, or every score is far below 0 (a maximum that starts at 0 would lose the row)."""
-    q, k, v = make(64, 128)
+    q, k, v = make(dtype, 64, 128)
     out, _ = check(backend, recipe, 8 * k[:, :, :64], 8 * k, v, error=64.0)  # so much larger are the scores
     compare(out, v[:, :, :64], atol=0.01 * float(v.abs().max()), what="the matching key's v")
-    q = torch.rand(1, 2, 64, 64) + 1
-    k = -30 * torch.ones(1, 2, 128, 64) + 0.1 * torch.randn(1, 2, 128, 64)
+    q = (torch.rand(1, 2, 64, 64) + 1).to(dtype)
+    k = (-30 * torch.ones(1, 2, 128, 64) + 0.1 * torch.randn(1, 2, 128, 64)).to(dtype)
     _, lse = check(backend, recipe, q, k, v, error=2.0)
     assert lse.max() < -300
 
 
-@every_recipe
-def test_constant_and_zero_inputs(backend: str, recipe: str) -> None:
-    q, k, v = make(65, 200)
-    zero_channels = torch.ones(64)
+def test_constant_and_zero_inputs(backend: str, recipe: str, dtype: torch.dtype) -> None:
+    q, k, v = make(dtype, 65, 200)
+    zero_channels = torch.ones(64, dtype=dtype)
     zero_channels[[0, 5, 63]] = 0
-    zero_rows = torch.ones(200, 1)
+    zero_rows = torch.ones(200, 1, dtype=dtype)
     zero_rows[[0, 64, 199]] = 0
     check(backend, recipe, q * zero_channels, k * zero_channels, v * zero_channels)
     check(backend, recipe, q * zero_rows[:65], k * zero_rows, v * zero_rows)
@@ -405,50 +385,52 @@ def test_constant_and_zero_inputs(backend: str, recipe: str) -> None:
         compare(out, torch.full_like(out, constant), atol=1e-5 * abs(constant), what="constant v")
 
 
-@every_recipe
 @pytest.mark.parametrize("factor", [1e-20, 1e15])
-def test_magnitudes(backend: str, recipe: str, factor: float) -> None:
+def test_magnitudes(backend: str, recipe: str, factor: float, dtype: torch.dtype) -> None:
     """Scales are relative: v of any magnitude, and q, k whose product is moderate."""
-    q, k, v = make(65, 200)
-    out, _ = check(backend, recipe, q * factor, k / factor, v * factor)
-    assert out.isfinite().all()
+    dtype = torch.bfloat16 if dtype == torch.float16 else dtype  # which holds such magnitudes
+    q, k, v = make(torch.float32, 65, 200)
+    check(backend, recipe, (q * factor).to(dtype), (k / factor).to(dtype), (v * factor).to(dtype))
 
 
-@every_recipe
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
-def test_non_finite_inputs(backend: str, recipe: str, bad: float) -> None:
-    """A value of q spoils its row, of v its channel, of k its head; nothing else, and nothing silently."""
-    clean = make(70, 150, 32)
+def test_non_finite_inputs(backend: str, recipe: str, bad: float, dtype: torch.dtype) -> None:
+    """A value of q spoils the rows that share its scale, of v its channel, of k its head; nothing else, and nothing
+    silently. The rows of a GPU's warp choose together when to look for a maximum, which is rounding to the others."""
+    clean = make(dtype, 70, 150, 32)
+    row = torch.arange(70)
+    shares = (row % 8 == 1) & (row // 32 == 1) if Recipe.parse(recipe).qk_granularity == "thread" else row == 33
     for index, name in enumerate("qkv"):
         inputs = [t.clone() for t in clean]
         inputs[index][0, 1, 33, 5] = bad
         out = sage.attention(*inputs, recipe=recipe, backend=backend)
         spoiled = torch.zeros(out.shape, dtype=torch.bool)
-        spoiled[{"q": (0, 1, 33), "k": (0, 1), "v": (0, 1, slice(None), 5)}[name]] = True
+        spoiled[{"q": (0, 1, shares), "k": (0, 1), "v": (0, 1, slice(None), 5)}[name]] = True
         assert not out[spoiled].isfinite().any(), f"{name}: a finite result where there can be none"
         expected = sage.attention(*clean, recipe=recipe, backend=backend)
-        assert torch.equal(out[~spoiled], expected[~spoiled]), f"{name}: changed elsewhere"
+        rounding = BOUNDS[recipe].difference * float(clean[2].abs().max()) if backend in ("cuda", "emulator") else 0.0
+        compare(out[~spoiled], expected[~spoiled], atol=rounding, what=f"{name}: out elsewhere")
 
 
-@every_recipe
-def test_threads(kernels: str, recipe: str) -> None:
-    q, k, v = make(500, 700, batch=1, num_heads_q=4)
+@pytest.mark.parametrize("recipe", RECIPES["cpu"])
+def test_threads(recipe: str) -> None:
+    q, k, v = make(torch.float32, 500, 700, batch=1, num_heads_q=4)
     before = torch.get_num_threads()
     results = []
     try:
         for num_threads in (1, 2, 3):
             torch.set_num_threads(num_threads)
-            results.append(sage.attention(q, k, v, is_causal=True, recipe=recipe, backend=kernels, return_lse=True))
+            results.append(sage.attention(q, k, v, is_causal=True, recipe=recipe, backend="cpu", return_lse=True))
     finally:
         torch.set_num_threads(before)
     for out, lse in results[1:]:
         assert torch.equal(out, results[0][0]) and torch.equal(lse, results[0][1])
 
 
-def test_default_recipe(backend: str) -> None:
+def test_default_recipe(backend: str, dtype: torch.dtype) -> None:
     """What "auto" means, and that a plain name means its twin to the CPU kernels and a Recipe object itself."""
-    q, k, v = make(40, 60)
-    means = {"cpu": "sage1@cpu", "reference": "sage1"}[backend]
+    q, k, v = make(dtype, 40, 60)
+    means = "sage1@cpu" if backend == "cpu" else "sage1"
     assert torch.equal(
         sage.attention(q, k, v, backend=backend), sage.attention(q, k, v, backend=backend, recipe=PRESETS[means])
     )
@@ -462,20 +444,23 @@ def test_default_recipe(backend: str) -> None:
             sage.attention(q, k, v, recipe=PRESETS["sage1"])
 
 
-@every_recipe
 def test_workspace_grows_linearly(kernels: str, recipe: str) -> None:
     def bytes_for(seqlen: int) -> int:
-        return _C.AttnPlan(
-            recipe=PRESETS[recipe],
-            batch=1,
-            num_heads_q=8,
-            num_heads_kv=8,
-            head_dim=64,
-            seqlen_q=seqlen,
-            seqlen_k=seqlen,
-        ).workspace_bytes
+        return (
+            extension(kernels)
+            .AttnPlan(
+                device="cpu" if kernels == "cpu" else "cuda",
+                recipe=Recipe.parse(recipe),
+                batch=1,
+                num_heads_q=8,
+                num_heads_kv=8,
+                head_dim=64,
+                seqlen_q=seqlen,
+                seqlen_k=seqlen,
+            )
+            .workspace_bytes
+        )
 
     assert bytes_for(2**15) <= 2.1 * bytes_for(2**14)
-    assert (
-        bytes_for(2**15) < 8 * 2**15 * 64 * 8
-    )  # of the order of k and v: less than 8 bytes for each of their elements
+    # Of the order of k and v: less than 8 bytes for each of their elements.
+    assert bytes_for(2**15) < 8 * 2**15 * 64 * 8

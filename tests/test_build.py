@@ -70,8 +70,37 @@ def path_without_nvcc(tmp_path: Path) -> str:
     return str(tools)
 
 
-def test_emulator_is_refused(tmp_path: Path) -> None:
-    assert "this version has no emulator" in configure(tmp_path, "SAGE_EMULATOR=ON", succeed=False)
+def test_emulator_needs_cuda_headers(tmp_path: Path, path_without_nvcc: str) -> None:
+    """Without Python, so that no pip package is seen; then CUTLASS is named."""
+    version = tmp_path / "cutlass" / "include" / "cutlass" / "version.h"
+    version.parent.mkdir(parents=True)
+    version.write_text("#define CUTLASS_MAJOR 4\n#define CUTLASS_MINOR 2\n#define CUTLASS_PATCH 0\n")
+    output = configure(
+        tmp_path / "build",
+        "SAGE_EMULATOR=ON",
+        "SAGE_CUDA=OFF",
+        f"CUTLASS_DIR={tmp_path}/cutlass",
+        "CMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF",
+        path=path_without_nvcc,
+        succeed=False,
+    )
+    assert "SAGE_EMULATOR=ON, but the CUDA headers (cuda_runtime.h and cuda/std/utility) are not in" in output
+
+
+@pytest.mark.skipif(INFO["cuda"] == "off", reason="this build has no CUDA, so there is no compiler to check")
+@pytest.mark.parametrize("source, complaint", [("spill", "Registers are spilled"), ("local", "Local memory used")])
+def test_kernels_that_do_not_fit_their_registers_are_refused(tmp_path: Path, source: str, complaint: str) -> None:
+    """By the options with which every kernel is compiled."""
+    configure(
+        tmp_path, "SAGE_CUDA=ON", "SAGE_CPU=OFF", "SAGE_TESTS=ON", f"CMAKE_CUDA_COMPILER={INFO['cuda_compiler']}"
+    )
+    target = f"sage_{source}_check"
+    assert complaint in run("cmake", "--build", tmp_path, "--target", target, succeed=False)
+
+
+def test_unknown_cuda_architecture(tmp_path: Path) -> None:
+    output = configure(tmp_path, "SAGE_CUDA=OFF", "SAGE_CUDA_ARCHS=80;90", succeed=False)
+    assert "SAGE_CUDA_ARCHS must be a list of 80, 86, 87, 89, got '90'" in output
 
 
 def test_cuda_option_is_checked(tmp_path: Path) -> None:

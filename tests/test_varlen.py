@@ -21,9 +21,7 @@ def pack(lengths: tuple[int, ...]) -> Tensor:
     return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
 
 
-def make(
-    num_heads_q: int = 4, num_heads_kv: int = 2, head_dim: int = 64, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, ...]:
+def make(dtype: torch.dtype, num_heads_q: int = 4, num_heads_kv: int = 2, head_dim: int = 64) -> tuple[Tensor, ...]:
     """q, k, v; every sequence has its own magnitude, so that a mean or scale across sequences would show."""
     size_q, size_k = (
         torch.repeat_interleave(torch.tensor([1.0, 3.0, 1.0, 0.1, 30.0]), torch.tensor(n))
@@ -59,7 +57,6 @@ def alone(q: Tensor, k: Tensor, v: Tensor, **rules: Any) -> tuple[Tensor, Tensor
     return torch.cat(outs), torch.cat(lses, 1)
 
 
-@pytest.mark.parametrize("recipe", ["int16", "sage1@cpu", "sage1_int8@cpu"])
 @pytest.mark.parametrize(
     "rules",
     [
@@ -71,8 +68,8 @@ def alone(q: Tensor, k: Tensor, v: Tensor, **rules: Any) -> tuple[Tensor, Tensor
     ],
     ids=["full", "causal", "window", "causal_window_scale", "seqused_k"],
 )
-def test_equals_each_sequence_alone(backend: str, recipe: str, rules: dict[str, Any]) -> None:
-    q, k, v = make()
+def test_equals_each_sequence_alone(backend: str, recipe: str, rules: dict[str, Any], dtype: torch.dtype) -> None:
+    q, k, v = make(dtype)
     before = [t.clone() for t in (q, k, v)]
     out, lse = run(q, k, v, recipe=recipe, backend=backend, **rules)
     expected, expected_lse = alone(q, k, v, recipe=recipe, backend=backend, **rules)
@@ -85,54 +82,54 @@ def test_equals_each_sequence_alone(backend: str, recipe: str, rules: dict[str, 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("head_dim", [1, 40, 128])
-def test_dtypes_and_head_dims(backend: str, head_dim: int, dtype: torch.dtype) -> None:
-    q, k, v = make(num_heads_q=6, num_heads_kv=1, head_dim=head_dim, dtype=dtype)
-    out, lse = run(q, k, v, recipe="int16", backend=backend, is_causal=True)
-    expected, expected_lse = alone(q, k, v, recipe="int16", backend=backend, is_causal=True)
+def test_dtypes_and_head_dims(backend: str, recipe: str, head_dim: int, dtype: torch.dtype) -> None:
+    q, k, v = make(dtype, num_heads_q=6, num_heads_kv=1, head_dim=head_dim)
+    out, lse = run(q, k, v, recipe=recipe, backend=backend, is_causal=True)
+    expected, expected_lse = alone(q, k, v, recipe=recipe, backend=backend, is_causal=True)
     compare(out, expected, atol=1e-5, rtol=2 * torch.finfo(dtype).eps, what="out")
     compare(lse, expected_lse, atol=1e-4, what="lse")
 
 
-def test_views(backend: str) -> None:
+def test_views(backend: str, recipe: str, dtype: torch.dtype) -> None:
     """One fused (total, 3, heads, head_dim) tensor is read in place."""
-    qkv = torch.randn(sum(LENGTHS_Q), 3, 2, 32)
+    qkv = torch.randn(sum(LENGTHS_Q), 3, 2, 32).to(dtype)
     lengths = pack(LENGTHS_Q)
     views, copies = (
-        sage.attention_varlen(*inputs, lengths, lengths, 130, 130, recipe="int16", backend=backend)
+        sage.attention_varlen(*inputs, lengths, lengths, 130, 130, recipe=recipe, backend=backend)
         for inputs in (qkv.unbind(1), [t.contiguous() for t in qkv.unbind(1)])
     )
     compare(views, copies, atol=0.0 if backend != "reference" else 1e-3, what="views against copies")
 
 
-def test_longer_maximum_changes_nothing(backend: str) -> None:
-    q, k, v = make()
-    out, _ = run(q, k, v, recipe="int16", backend=backend)
-    loose = sage.attention_varlen(q, k, v, pack(LENGTHS_Q), pack(LENGTHS_K), 500, 1000, recipe="int16", backend=backend)
+def test_longer_maximum_changes_nothing(backend: str, recipe: str, dtype: torch.dtype) -> None:
+    q, k, v = make(dtype)
+    out, _ = run(q, k, v, recipe=recipe, backend=backend)
+    loose = sage.attention_varlen(q, k, v, pack(LENGTHS_Q), pack(LENGTHS_K), 500, 1000, recipe=recipe, backend=backend)
     assert torch.equal(out, loose)
 
 
-def test_one_sequence_is_attention(backend: str) -> None:
-    q, k, v = make()
+def test_one_sequence_is_attention(backend: str, recipe: str, dtype: torch.dtype) -> None:
+    q, k, v = make(dtype)
     whole_q, whole_k = pack((len(q),)), pack((len(k),))
     out = sage.attention_varlen(
-        q, k, v, whole_q, whole_k, len(q), len(k), recipe="int16", backend=backend, is_causal=True
+        q, k, v, whole_q, whole_k, len(q), len(k), recipe=recipe, backend=backend, is_causal=True
     )
-    expected = sage.attention(q[None], k[None], v[None], layout="bshd", recipe="int16", backend=backend, is_causal=True)
+    expected = sage.attention(q[None], k[None], v[None], layout="bshd", recipe=recipe, backend=backend, is_causal=True)
     compare(out, expected[0], atol=1e-5, what="out")
 
 
 @pytest.mark.parametrize("lengths", [(), (0,), (0, 0, 0)], ids=str)
-def test_nothing_to_do(backend: str, lengths: tuple[int, ...]) -> None:
-    empty = torch.empty(0, 2, 32)
+def test_nothing_to_do(backend: str, recipe: str, lengths: tuple[int, ...], dtype: torch.dtype) -> None:
+    empty = torch.empty(0, 2, 32, dtype=dtype)
     out, lse = sage.attention_varlen(
-        empty, empty, empty, pack(lengths), pack(lengths), 0, 0, backend=backend, return_lse=True
+        empty, empty, empty, pack(lengths), pack(lengths), 0, 0, recipe=recipe, backend=backend, return_lse=True
     )
     assert out.shape == (0, 2, 32) and lse.shape == (2, 0)
 
 
-def test_no_keys_at_all(backend: str) -> None:
-    q, empty = torch.randn(10, 2, 32), torch.empty(0, 2, 32)
+def test_no_keys_at_all(backend: str, recipe: str, dtype: torch.dtype) -> None:
+    q, empty = torch.randn(10, 2, 32).to(dtype), torch.empty(0, 2, 32, dtype=dtype)
     out, lse = sage.attention_varlen(
-        q, empty, empty, pack((4, 6)), pack((0, 0)), 6, 0, backend=backend, return_lse=True
+        q, empty, empty, pack((4, 6)), pack((0, 0)), 6, 0, recipe=recipe, backend=backend, return_lse=True
     )
     assert (out == 0).all() and (lse == -torch.inf).all()

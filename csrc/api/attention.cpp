@@ -32,17 +32,24 @@ Status is_supported(AttnDesc const& desc) {
 Status AttnPlan::create(AttnDesc const& desc, AttnPlan* plan) {
   *plan = AttnPlan();
   if (Status status = validate(desc); !status.ok()) return status;
-  SAGE_SUPPORT(desc.device.type == DeviceType::kCpu, "this version has no CUDA kernels; they run on the CPU only");
-  cpu::ForwardKernel const* kernel = nullptr;
-  if (Status status = select_cpu(desc, &kernel); !status.ok()) return status;
+  if (desc.device.type == DeviceType::kCpu) {
+    cpu::ForwardKernel const* kernel = nullptr;
+    if (Status status = select_cpu(desc, &kernel); !status.ok()) return status;
+    plan->entry_ = kernel;
+    plan->kernel_name_ = kernel->name;
+    plan->workspace_bytes_ = kernel->workspace_bytes(cpu_params(desc));
+  } else {
+    CudaForward const* kernels = nullptr;
+    if (Status status = select_cuda(desc, &kernels); !status.ok()) return status;
+    plan->entry_ = kernels;
+    plan->kernel_name_ = kernels->attention.name;
+    plan->workspace_bytes_ = cuda_workspace_bytes(desc, *kernels);
+  }
   plan->desc_ = desc;
-  plan->entry_ = kernel;
-  plan->kernel_name_ = kernel->name;
-  plan->workspace_bytes_ = kernel->workspace_bytes(cpu_params(desc));
   return {};
 }
 
-// Contents of the length arrays. On the CPU they can be read, so nothing wrong in them reaches a kernel.
+// The length arrays; their contents on the CPU only, where nothing wrong in them reaches a kernel.
 static Status check_lengths(AttnDesc const& d, AttnArgs const& a) {
   struct Packed {
     char const *name, *seqlen_name, *total_name;
@@ -57,6 +64,7 @@ static Status check_lengths(AttnDesc const& d, AttnArgs const& a) {
       continue;
     }
     SAGE_REQUIRE(p.cu_seqlens, "%s must be given with varlen", p.name);
+    if (d.device.type != DeviceType::kCpu) continue;
     SAGE_REQUIRE(p.cu_seqlens[0] == 0, "%s must start at 0, got %d", p.name, p.cu_seqlens[0]);
     for (int32_t b = 0; b < d.batch; ++b) {
       int64_t const length = int64_t{p.cu_seqlens[b + 1]} - p.cu_seqlens[b];
@@ -67,6 +75,7 @@ static Status check_lengths(AttnDesc const& d, AttnArgs const& a) {
     SAGE_REQUIRE(p.cu_seqlens[d.batch] == p.total, "%s must end at %s = %lld, got %d", p.name, p.total_name,
                  (long long)p.total, p.cu_seqlens[d.batch]);
   }
+  if (d.device.type != DeviceType::kCpu) return {};
   for (int32_t b = 0; a.seqused_k && b < d.batch; ++b) {
     int64_t const length = d.varlen ? a.cu_seqlens_k[b + 1] - a.cu_seqlens_k[b] : d.seqlen_k;
     SAGE_REQUIRE(a.seqused_k[b] >= 0 && a.seqused_k[b] <= length, "seqused_k[%d] must be in 0..%lld, got %d", b,
@@ -77,7 +86,8 @@ static Status check_lengths(AttnDesc const& d, AttnArgs const& a) {
 
 Status AttnPlan::run(AttnArgs const& args, void* workspace, Stream stream) const {
   SAGE_REQUIRE(entry_, "plan was not created");
-  SAGE_REQUIRE(!stream, "stream must be null on the CPU");
+  bool const on_cpu = desc_.device.type == DeviceType::kCpu;
+  SAGE_REQUIRE(!on_cpu || !stream, "stream must be null on the CPU");
   SAGE_REQUIRE(args.softmax_scale == args.softmax_scale && args.softmax_scale - args.softmax_scale == 0,
                "softmax_scale must be finite, got %g", args.softmax_scale);
   SAGE_REQUIRE(!(args.mask.data && desc_.varlen), "mask is not supported with varlen");
@@ -90,6 +100,7 @@ Status AttnPlan::run(AttnArgs const& args, void* workspace, Stream stream) const
   SAGE_REQUIRE(args.q.data, "q must not be null");
   SAGE_REQUIRE(args.out.data, "out must not be null");
   SAGE_REQUIRE(!any_keys || (args.k.data && args.v.data), "k and v must not be null");
+  if (!on_cpu) return run_cuda(desc_, *static_cast<CudaForward const*>(entry_), args, workspace, stream);
 
   cpu::ForwardParams params = cpu_params(desc_);
   params.sequences.cu_seqlens_q = args.cu_seqlens_q;

@@ -33,6 +33,30 @@ Status cuda_device(int32_t index, CudaDevice* device) {
   return {};
 }
 
+Status cuda_limits(int32_t index, CudaLimits* limits) {
+  int major = 0, minor = 0, shared_bytes = 0;
+  struct {
+    int* value;
+    cudaDeviceAttr attribute;
+  } const queries[] = {{&major, cudaDevAttrComputeCapabilityMajor},
+                       {&minor, cudaDevAttrComputeCapabilityMinor},
+                       {&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin}};
+  for (auto const& [value, attribute] : queries) {
+    cudaError_t const error = cudaDeviceGetAttribute(value, attribute, index);
+    if (error != cudaSuccess) return from_cuda(error, "cudaDeviceGetAttribute");
+  }
+  *limits = {10 * major + minor, static_cast<size_t>(shared_bytes)};
+  return {};
+}
+
+Status check_current_device(int32_t index) {
+  int current = -1;
+  cudaError_t const error = cudaGetDevice(&current);
+  if (error != cudaSuccess) return from_cuda(error, "cudaGetDevice");
+  SAGE_REQUIRE(current == index, "the current CUDA device must be that of the plan, %d, got %d", index, current);
+  return {};
+}
+
 #else
 
 static Status no_cuda() {
@@ -42,6 +66,8 @@ static Status no_cuda() {
 
 Status cuda_device_count(int32_t*) { return no_cuda(); }
 Status cuda_device(int32_t, CudaDevice*) { return no_cuda(); }
+Status cuda_limits(int32_t, CudaLimits*) { return no_cuda(); }
+Status check_current_device(int32_t) { return no_cuda(); }
 
 #endif
 

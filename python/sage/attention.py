@@ -33,8 +33,8 @@ def attention(
     says what each of them does.
 
     Args:
-        q: (batch, num_heads_q, seqlen_q, head_dim), float32, float16 or bfloat16; head_dim within [1, 256]. Any
-            strides with a contiguous head_dim are read in place, here and in k and v.
+        q: (batch, num_heads_q, seqlen_q, head_dim), float32 (not on CUDA), float16 or bfloat16; head_dim within
+            [1, 256]. Any strides with a contiguous head_dim are read in place, here and in k and v.
         k, v: (batch, num_heads_kv, seqlen_k, head_dim), dtype and device of q; num_heads_kv divides num_heads_q.
         attn_mask: 2 to 4 dimensions that broadcast to (batch, num_heads_q, seqlen_q, seqlen_k). bool: True where a
             key is seen. float32, float16 or bfloat16: added to the scores; -inf hides a key, a finite value never does.
@@ -47,13 +47,15 @@ def attention(
         seqused_k: int32 (batch,), each within [0, seqlen_k]: only that many keys exist. Values are checked on the CPU.
         recipe: "auto", the name of a preset, which fields may follow ("sage2(smooth_v=True)"), or a `sage.Recipe`.
             To the CPU kernels a preset's name means its twin "<name>@cpu" where there is one.
-        backend: "auto", "cpu", "cuda" or "reference", the recipe in plain PyTorch on any device.
+        backend: "auto", "cpu", "cuda" or "reference", the recipe in plain PyTorch on any device. "emulator", in builds
+            that have it, runs the CUDA kernels on CPU tensors: for tests.
         return_lse: also return the logarithm of the softmax's denominator.
 
     Returns:
         out, with the dtype, shape and layout of q and contiguous; with `return_lse`, (out, lse), where lse is float32
         (batch, num_heads_q, seqlen_q) in natural-log units, whatever the layout. A query that sees no key has out = 0
-        and lse = -inf. Non-finite values of q stay in their row, of v in their channel, of k in their head.
+        and lse = -inf. Non-finite values of q stay in the rows that share their scale (on CPUs their own), of v in
+        their channel, of k in their head.
         Only `recipe="sagebwd"` can be differentiated, with respect to q, k and v and through out alone.
 
     Raises:

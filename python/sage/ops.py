@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C
 from ._checks import (
     DTYPES,
     LAYOUTS,
@@ -25,7 +24,7 @@ from ._checks import (
     check_seqused_values,
     check_varlen,
 )
-from ._select import cpu_isa, is_differentiable
+from ._select import cpu_isa, emulated, extension, is_differentiable
 from .recipe import Recipe
 
 _RULES = "bool is_causal, float? scale, SymInt window_left, SymInt window_right"
@@ -74,7 +73,8 @@ def _attention(
         mask = (full.data_ptr(), MASK_DTYPES[full.dtype], *full.stride())
     dims = LAYOUTS[layout]
     _run(
-        _plan(q.device.type, q.dtype, recipe, shape, None, is_causal, window, torch.get_num_threads(), cpu_isa()),
+        _plan_for(backend, q, v, recipe, shape, None, is_causal, window),
+        q,
         q=_view(q, *dims),
         k=_view(k, *dims),
         v=_view(v, *dims),
@@ -163,7 +163,8 @@ def _attention_varlen(
         return out, lse
     totals = q.shape[0], k.shape[0]
     _run(
-        _plan(q.device.type, q.dtype, recipe, shape, totals, is_causal, window, torch.get_num_threads(), cpu_isa()),
+        _plan_for(backend, q, v, recipe, shape, totals, is_causal, window),
+        q,
         q=_packed_view(q),
         k=_packed_view(k),
         v=_packed_view(v),
@@ -255,23 +256,43 @@ def _backward_fake(dout, out, lse, q, k, v, *settings):
     return tuple(t.new_empty(t.shape) for t in (q, k, v))
 
 
+def _plan_for(
+    backend: str,
+    q: Tensor,
+    v: Tensor,
+    recipe: str,
+    shape: Shape,
+    totals: tuple[int, int] | None,
+    causal: bool,
+    window: tuple[int, int],
+) -> Any:
+    """`totals` of q and k where sequences are packed."""
+    problem = q.dtype, recipe, shape, totals, causal, window
+    if backend == "cpu":
+        return _plan(backend, 0, torch.get_num_threads(), cpu_isa(), True, *problem)
+    return _plan(backend, q.device.index or 0, 1, emulated() if backend == "emulator" else "", _is_aligned(v), *problem)
+
+
 @functools.lru_cache(maxsize=1024)
 def _plan(
-    device: str,
+    backend: str,
+    device_index: int,
+    num_threads: int,
+    architecture: str,
+    v_aligned: bool,
     dtype: torch.dtype,
     recipe: str,
     shape: Shape,
     totals: tuple[int, int] | None,
     causal: bool,
     window: tuple[int, int],
-    num_threads: int,
-    isa: str,
-) -> _C.AttnPlan:
-    """`totals` of q and k where sequences are packed."""
+) -> Any:
+    """An `AttnPlan` of the backend's extension module. `architecture`: what the environment says for this backend."""
     total_q, total_k = totals or (0, 0)
     try:
-        return _C.AttnPlan(
-            device=device,
+        return extension(backend).AttnPlan(
+            device="cpu" if backend == "cpu" else "cuda",
+            device_index=device_index,
             dtype=DTYPES[dtype],
             recipe=Recipe.parse(recipe),
             **shape._asdict(),
@@ -281,16 +302,29 @@ def _plan(
             causal=causal,
             window_left=window[0],
             window_right=window[1],
+            v_aligned=v_aligned,
             num_threads=num_threads,
-            cpu_isa=isa,
+            cpu_isa=architecture if backend == "cpu" else "auto",
         )
     except NotImplementedError as reason:
         raise NotImplementedError(f'{reason}; backend="reference" runs recipe {recipe} on every device') from None
 
 
-def _run(plan: _C.AttnPlan, **args: Any) -> None:
-    workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8)
-    plan.run(**args, workspace=workspace.data_ptr())
+def _run(plan: Any, on: Tensor, **args: Any) -> None:
+    """Runs a plan on the device of a tensor: on CUDA in PyTorch's current stream, whose allocator orders the reuse of
+    the workspace after it."""
+    workspace = on.new_empty((plan.workspace_bytes,), dtype=torch.uint8)
+    if on.is_cuda:
+        with torch.cuda.device(on.device):
+            stream = torch.cuda.current_stream().cuda_stream
+            plan.run(**args, workspace=workspace.data_ptr(), stream=stream)
+    else:
+        plan.run(**args, workspace=workspace.data_ptr())
+
+
+def _is_aligned(t: Tensor) -> bool:
+    """Whether every row starts at a multiple of 16 bytes."""
+    return not any(offset % 16 for offset in (t.data_ptr(), *(n * t.element_size() for n in t.stride()[:-1])))
 
 
 def _scale(q: Tensor, scale: float | None) -> float:

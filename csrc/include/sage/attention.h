@@ -17,7 +17,7 @@ enum class CpuIsa : int32_t { kAuto, kAvx512Vnni, kAvxVnni, kAvx2, kPortable };
 // Everything that selects code or sizes memory. Trivially copyable.
 struct AttnDesc {
   Device device;
-  DType dtype = DType::kBFloat16;  // of q, k, v and out
+  DType dtype = DType::kBFloat16;  // of q, k, v and out; CUDA: kFloat16 or kBFloat16
   Recipe recipe;
 
   int32_t batch = 0;                          // number of sequences
@@ -32,6 +32,9 @@ struct AttnDesc {
   // of the sequence with varlen, seqused_k[b] where that is given.
   bool causal = false;
   int64_t window_left = -1, window_right = -1;
+
+  // CUDA: v's data and strides are multiples of 16 bytes, so that it can be read in place; `run` refuses another.
+  bool v_aligned = true;
 
   int32_t num_threads = 1;         // CPU: the most threads to use
   CpuIsa cpu_isa = CpuIsa::kAuto;  // CPU: force an instruction set (for tests and comparisons)
@@ -56,8 +59,8 @@ struct AttnArgs {
   int32_t const* seqused_k = nullptr;     // optional (batch): only the first seqused_k[b] keys of sequence b exist
 };
 
-// A query that sees no key gives out = 0 and lse = -inf. Non-finite values propagate: a row of q to its output row, a
-// value of v to its channel, a value of k to every query of that head.
+// A query that sees no key gives out = 0 and lse = -inf. Non-finite values propagate: a value of q to the output rows
+// that share its scale (on CPUs its own), a value of v to its channel, a value of k to every query of that head.
 class SAGE_API AttnPlan {
  public:
   // Fails with kInvalidArgument or kUnsupported and the reason; `plan` is then left unusable.
@@ -66,10 +69,11 @@ class SAGE_API AttnPlan {
   // Scratch that `run` needs, from the descriptor alone; 64-byte alignment is enough.
   size_t workspace_bytes() const { return workspace_bytes_; }
 
-  // On the CPU the work is done when this returns; `stream` must then be nullptr.
+  // On the CPU the work is done when this returns; `stream` must then be nullptr. On CUDA the plan's device must be the
+  // current one, and the contents of the length arrays are not read here: they must be as AttnArgs says.
   Status run(AttnArgs const& args, void* workspace, Stream stream) const;
 
-  // The kernel that runs, for logs, tests and benchmarks: "cpu_int8_int16_avx512_vnni".
+  // The kernel that runs, for logs, tests and benchmarks: "cpu_int8_int16_avx512_vnni", "sm80_fwd_f16_d128".
   char const* kernel_name() const { return kernel_name_; }
 
   AttnDesc const& desc() const { return desc_; }

@@ -22,6 +22,7 @@ struct Recipe {
   QkGranularity qk_granularity = QkGranularity::kToken;
   PvFormat pv = PvFormat::kInt16;
   PvAccum pv_accum = PvAccum::kInt32;
+  int32_t block_q = 128;     // query rows of a tile: what kBlock scales refer to
   int32_t block_k = 128;     // keys per online-softmax step; integer P has one scale per row and step
   float p_max = 8191.f;      // the quantized value that the largest probability of a step (kInt*) or row (else) maps to
   float v_max = 2047.f;      // the quantized value that the largest |v| of a scale group maps to; 0: V is not scaled

@@ -211,7 +211,7 @@ SAGE_TILE void pack_values(Rows rows, int64_t row0, int count, float const* inve
     for (int vector = 0; vector < vectors; ++vector) {
       auto const inverse = Isa::load(inverse_scales + vector * W);
       typename Isa::I q[kKeys];
-      SAGE_UNROLL for (int j = 0; j < kKeys; ++j)
+      SAGE_CPU_UNROLL for (int j = 0; j < kKeys; ++j)
         q[j] = Isa::round(Isa::mul(Isa::load(x[j] + vector * W), inverse));
       int const first = vector / Isa::kVecs * Isa::kVecs;  // of this channel tile
       int const tile_vectors = vectors - first < Isa::kVecs ? vectors - first : Isa::kVecs;

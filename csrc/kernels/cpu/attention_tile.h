@@ -18,18 +18,18 @@ SAGE_TILE void qk_tile(void const* q, int head_dim, void const* k, int32_t const
   char const* keys = static_cast<char const*>(k);
   for (int tile = 0; tile < kGroup / kTile; ++tile) {
     I acc[kRows][kVecs];
-    SAGE_UNROLL for (int v = 0; v < kVecs; ++v) {
+    SAGE_CPU_UNROLL for (int v = 0; v < kVecs; ++v) {
       I const seed = Operand<Isa, kBits>::kBytes ? Isa::load_int(seeds + tile * kTile + v * W) : Isa::zero();
-      SAGE_UNROLL for (int r = 0; r < kRows; ++r)
+      SAGE_CPU_UNROLL for (int r = 0; r < kRows; ++r)
         acc[r][v] = seed;
     }
     for (int unit = 0; unit < units; ++unit, keys += kTile * 4) {
       I kv[kVecs];
-      SAGE_UNROLL for (int v = 0; v < kVecs; ++v)
+      SAGE_CPU_UNROLL for (int v = 0; v < kVecs; ++v)
         kv[v] = Isa::load_int(keys + v * W * 4);
-      SAGE_UNROLL for (int r = 0; r < kRows; ++r) {
+      SAGE_CPU_UNROLL for (int r = 0; r < kRows; ++r) {
         I const qv = Isa::broadcast4(static_cast<char const*>(q) + (r * head_dim + unit * kPerLane) * kSize);
-        SAGE_UNROLL for (int v = 0; v < kVecs; ++v) {
+        SAGE_CPU_UNROLL for (int v = 0; v < kVecs; ++v) {
           if constexpr (Operand<Isa, kBits>::kBytes)
             Isa::dot8(acc[r][v], qv, kv[v]);
           else
@@ -37,9 +37,9 @@ SAGE_TILE void qk_tile(void const* q, int head_dim, void const* k, int32_t const
         }
       }
     }
-    SAGE_UNROLL for (int r = 0; r < kRows; ++r) {
+    SAGE_CPU_UNROLL for (int r = 0; r < kRows; ++r) {
       auto top = row_max[r];
-      SAGE_UNROLL for (int v = 0; v < kVecs; ++v) {
+      SAGE_CPU_UNROLL for (int v = 0; v < kVecs; ++v) {
         int const column = tile * kTile + v * W;
         auto const x = Isa::mul(Isa::to_float(acc[r][v]), Isa::load(scales + column));
         Isa::store(s + r * s_stride + column, x);
@@ -109,7 +109,7 @@ SAGE_TILE void mask_strip(float* s, int64_t s_stride, int groups, int64_t first_
         for (int j = 0; j < low; ++j) bias[j] = -kInfinity;
         for (int j = high; j < kGroup; ++j) bias[j] = -kInfinity;
         alignas(64) float ordered[kGroup];
-        SAGE_UNROLL for (int j = 0; j < kGroup; j += 4)  // 4 keys in key order are 4 lanes in score order
+        SAGE_CPU_UNROLL for (int j = 0; j < kGroup; j += 4)  // 4 keys in key order are 4 lanes in score order
           memcpy(ordered + score_position<Isa>(j), bias + j, 4 * sizeof(float));
         for (int j = 0; j < kGroup; j += Isa::kLanes)
           Isa::store(x + j, Isa::fma(Isa::load(x + j), Isa::set(row_scale[r]), Isa::load(ordered + j)));
@@ -182,7 +182,7 @@ SAGE_TILE void softmax_strip(float const* s, int64_t s_stride, int groups, typen
     Probability* out = static_cast<Probability*>(p) + r * p_stride;
     for (int i = 0; i < groups * kGroup; i += 4 * W) {
       F y[4];
-      SAGE_UNROLL for (int v = 0; v < 4; ++v) {
+      SAGE_CPU_UNROLL for (int v = 0; v < 4; ++v) {
         F const logit = Isa::mul(Isa::sub(Isa::load(x + i + v * W), row_max_r), scale_r);  // never above 0
         y[v] = probability<Isa, kBits>(logit);
         if constexpr (kExactSum) exact = Isa::add(exact, y[v]);
@@ -205,8 +205,8 @@ SAGE_TILE void pv_tile(void const* p, int64_t p_stride, void const* v, int64_t v
   using I = typename Isa::I;
   constexpr int kRows = Isa::kRows, W = Isa::kLanes, kSize = Operand<Isa, kBits>::kSize;
   I acc[kRows][kTileVecs];
-  SAGE_UNROLL for (int r = 0; r < kRows; ++r) {
-    SAGE_UNROLL for (int c = 0; c < kTileVecs; ++c)
+  SAGE_CPU_UNROLL for (int r = 0; r < kRows; ++r) {
+    SAGE_CPU_UNROLL for (int c = 0; c < kTileVecs; ++c)
       acc[r][c] = Isa::zero();
   }
   char const* probabilities = static_cast<char const*>(p);
@@ -214,11 +214,11 @@ SAGE_TILE void pv_tile(void const* p, int64_t p_stride, void const* v, int64_t v
     char const* values = static_cast<char const*>(v) + g * v_stride;
     for (int step = 0; step < kGroup * kSize / 4; ++step, probabilities += 4, values += kTileVecs * W * 4) {
       I vv[kTileVecs];
-      SAGE_UNROLL for (int c = 0; c < kTileVecs; ++c)
+      SAGE_CPU_UNROLL for (int c = 0; c < kTileVecs; ++c)
         vv[c] = Isa::load_int(values + c * W * 4);
-      SAGE_UNROLL for (int r = 0; r < kRows; ++r) {
+      SAGE_CPU_UNROLL for (int r = 0; r < kRows; ++r) {
         I const pv = Isa::broadcast4(probabilities + r * p_stride * kSize);
-        SAGE_UNROLL for (int c = 0; c < kTileVecs; ++c) {
+        SAGE_CPU_UNROLL for (int c = 0; c < kTileVecs; ++c) {
           if constexpr (Operand<Isa, kBits>::kBytes)
             Isa::dot8(acc[r][c], pv, vv[c]);
           else
@@ -227,9 +227,9 @@ SAGE_TILE void pv_tile(void const* p, int64_t p_stride, void const* v, int64_t v
       }
     }
   }
-  SAGE_UNROLL for (int r = 0; r < kRows; ++r) {
+  SAGE_CPU_UNROLL for (int r = 0; r < kRows; ++r) {
     auto const keep = Isa::set(old_factor[r]), take = Isa::set(new_factor[r]);
-    SAGE_UNROLL for (int c = 0; c < kTileVecs; ++c) {
+    SAGE_CPU_UNROLL for (int c = 0; c < kTileVecs; ++c) {
       float* const out = o + r * o_stride + c * W;
       Isa::store(out, Isa::fma(Isa::to_float(acc[r][c]), take, Isa::mul(Isa::load(out), keep)));
     }

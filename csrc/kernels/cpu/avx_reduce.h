@@ -11,9 +11,9 @@ namespace {
 template <class Op>
 SAGE_INLINE __m256 reduce_transposed(__m256 const (&rows)[8], Op op) {
   __m256 pairs[4], quads[2];
-  SAGE_UNROLL for (int i = 0; i < 4; ++i)
+  SAGE_CPU_UNROLL for (int i = 0; i < 4; ++i)
     pairs[i] = op(_mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]), _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]));
-  SAGE_UNROLL for (int i = 0; i < 2; ++i) {
+  SAGE_CPU_UNROLL for (int i = 0; i < 2; ++i) {
     __m256d const a = _mm256_castps_pd(pairs[2 * i]), b = _mm256_castps_pd(pairs[2 * i + 1]);
     quads[i] = op(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
   }

@@ -132,7 +132,7 @@ struct Avx2 {
   template <class Op>
   SAGE_INLINE F reduce_rows(F const* x, Op op) {
     __m256 rows[8];
-    SAGE_UNROLL for (int r = 0; r < 8; ++r)
+    SAGE_CPU_UNROLL for (int r = 0; r < 8; ++r)
       rows[r] = x[r < kRows ? r : 0];
     return reduce_transposed(rows, op);
   }

@@ -105,7 +105,7 @@ struct Avx512Vnni {
   template <class Op>
   SAGE_INLINE F reduce_rows(F const* x, Op op) {
     __m256 rows[8];
-    SAGE_UNROLL for (int r = 0; r < 8; ++r) {
+    SAGE_CPU_UNROLL for (int r = 0; r < 8; ++r) {
       F const v = x[r < kRows ? r : 0];
       rows[r] = op(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
     }

@@ -19,7 +19,7 @@
 #define SAGE_INLINE static inline __attribute__((always_inline))
 // GCC 12 spills every accumulator of a register tile that is inlined into a larger function.
 #define SAGE_TILE static __attribute__((noinline))
-#define SAGE_UNROLL _Pragma("GCC unroll 32")
+#define SAGE_CPU_UNROLL _Pragma("GCC unroll 32")
 
 namespace sage::cpu {
 namespace {

@@ -27,8 +27,8 @@ struct QuantizeParams {
   Sequences sequences;
   TileSpace q_tiles, k_tiles;
   int32_t batch, num_heads_q, num_heads_kv, head_dim;
-  int64_t total_q;           // packed: the stride of a head in lse_shift; else 0
-  float softmax_scale;       // times log2(e) and its sign included, folded into Q before it is rounded
+  int64_t total_q;            // packed: the stride of a head in lse_shift; else 0
+  float softmax_scale;        // its sign goes to the rounded Q, its magnitude and log2(e) to the scales of Q
   QkGranularity granularity;  // kThread, kWarp (Q per 32 rows, K per tile) or kBlock (per tile)
   bool smooth_k;
   VFormat v_format;
@@ -36,7 +36,7 @@ struct QuantizeParams {
 
   int32_t stats_chunks;  // 1..kMaxStatsChunks
   float* k_sum;          // [batch][num_heads_kv][stats_chunks][padded head_dim]
-  float* v_amax;         // likewise
+  float* v_amax;         // likewise; null: V is not scaled
 
   int8_t *q_out, *k_out;
   float *q_scale, *k_scale;

@@ -123,7 +123,7 @@ def kernel_names(
     for case, recipe in itertools.product(cases, recipes):
         try:
             names[case, recipe] = machine.kernel_name(recipe, backend, dtype=dtype, **dataclasses.asdict(case))
-        except (ValueError, NotImplementedError) as error:
+        except (ValueError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
             raise Refused(f"{recipe} on {case}: {error}", 2) from None
     return names
 

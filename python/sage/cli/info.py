@@ -49,7 +49,7 @@ def _availability(recipe: str, backend: str) -> dict[str, str]:
     """The kernel that runs a recipe, or why none does."""
     try:
         return {"kernel": machine.kernel_name(recipe, backend), "reason": ""}
-    except NotImplementedError as error:
+    except RuntimeError as error:  # NotImplementedError is one
         return {"kernel": "", "reason": str(error)}
 
 

@@ -85,13 +85,14 @@ def kernel_name(
     head_dim: int = 64,
     causal: bool = False,
 ) -> str:
-    """The kernel that serves a problem. Raises ValueError or NotImplementedError, with the reason, where none does."""
+    """The kernel that serves a problem. Where none does, raises with the reason: ValueError, NotImplementedError or,
+    without a device, RuntimeError."""
     device = "cuda" if backend == "cuda" else "cpu"
     chosen, text = _select.choose(device, recipe, backend)
     if chosen == "reference":
         return "plain PyTorch"
-    plan = _C.AttnPlan(
-        device=device,
+    plan = _select.extension(chosen).AttnPlan(
+        device="cpu" if chosen == "cpu" else "cuda",
         dtype=dtype,
         recipe=sage.Recipe.parse(text),
         batch=batch,

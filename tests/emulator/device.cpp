@@ -1,0 +1,63 @@
+// In place of csrc/api/device.cpp: one CUDA device, which SAGE_EMULATOR_ARCH chooses.
+#include "api/device.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "api/status.h"
+
+namespace sage {
+
+namespace {
+
+struct Emulated {
+  char const* name;
+  CudaLimits limits;
+};
+
+// Shared memory: CUDA Programming Guide, technical specifications per compute capability.
+constexpr Emulated kEmulated[] = {
+    {"sm80", {80, 163 * 1024}}, {"sm89", {89, 99 * 1024}}, {"sm90", {90, 227 * 1024}}, {"sm120", {120, 99 * 1024}}};
+
+}  // namespace
+
+static Status emulated(int32_t index, Emulated const** result) {
+  SAGE_REQUIRE(index == 0, "the emulator has CUDA device 0 only, got %d", index);
+  char const* const name = std::getenv("SAGE_EMULATOR_ARCH");
+  for (Emulated const& candidate : kEmulated) {
+    if (std::strcmp(name && *name ? name : "sm80", candidate.name) == 0) {
+      *result = &candidate;
+      return {};
+    }
+  }
+  return make_status(StatusCode::kInvalidArgument, "SAGE_EMULATOR_ARCH must be sm80, sm89, sm90 or sm120, got '%s'",
+                     name);
+}
+
+Status cuda_device_count(int32_t* count) {
+  *count = 1;
+  return {};
+}
+
+Status cuda_device(int32_t index, CudaDevice* device) {
+  Emulated const* is = nullptr;
+  if (Status status = emulated(index, &is); !status.ok()) return status;
+  *device = {};
+  std::snprintf(device->name, sizeof device->name, "emulated %s", is->name);
+  device->compute_capability_major = is->limits.architecture / 10;
+  device->compute_capability_minor = is->limits.architecture % 10;
+  device->sm_count = 1;
+  return {};
+}
+
+Status cuda_limits(int32_t index, CudaLimits* limits) {
+  Emulated const* is = nullptr;
+  if (Status status = emulated(index, &is); !status.ok()) return status;
+  *limits = is->limits;
+  return {};
+}
+
+Status check_current_device(int32_t) { return {}; }
+
+}  // namespace sage

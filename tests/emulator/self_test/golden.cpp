@@ -1,0 +1,136 @@
+// Replays the golden vectors of tests/golden (or of the folder in the first argument) in the emulator; and the replayer's
+// own test, with vectors that the emulator makes and corrupted copies of them.
+#include "golden/vectors.h"
+
+#include <cute/tensor.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <map>
+
+#include "golden/atoms.h"
+#include "self_test/check.h"
+
+namespace {
+
+using golden::Vector;
+
+float as_float(uint32_t word) {
+  float x;
+  std::memcpy(&x, &word, sizeof(x));
+  return x;
+}
+
+template <class Case>
+void run_in_emulator(Vector& vector) {
+  simt::launch(1, golden::kLanes, golden::kSharedBytes, [&vector](char* smem) {
+    Case::run(&vector.in[threadIdx.x * Case::kIn], &vector.out[threadIdx.x * Case::kOut], smem);
+  });
+}
+
+// Throws if the emulator's result is not close enough to the recorded one.
+template <class Case>
+void replay(Vector const& recorded) {
+  if (recorded.in_words != Case::kIn || recorded.out_words != Case::kOut) {
+    simt::fail("%s: the file has %d and %d words per lane, the atom %d and %d", recorded.atom.c_str(),
+               recorded.in_words, recorded.out_words, Case::kIn, Case::kOut);
+  }
+  Vector emulated = recorded;
+  std::fill(emulated.out.begin(), emulated.out.end(), 0);
+  run_in_emulator<Case>(emulated);
+  float tolerance = 0;
+  if constexpr (Case::kAccuracy != golden::Accuracy::kBitwise) {
+    float largest = 0;
+    for (int lane = 0; lane < golden::kLanes; ++lane) {
+      for (int i = 0; i < Case::kOut; ++i) {
+        largest = std::max({largest, std::abs(as_float(recorded.in[(lane + 1) * Case::kIn - 1 - i])),
+                            std::abs(as_float(recorded.out[lane * Case::kOut + i]))});
+      }
+    }
+    tolerance = std::ldexp(largest, Case::kAccuracy == golden::Accuracy::kFp22 ? -11 : -20);
+  }
+  for (size_t i = 0; i < recorded.out.size(); ++i) {
+    uint32_t const got = emulated.out[i], expected = recorded.out[i];
+    if (got == expected || std::abs(as_float(got) - as_float(expected)) <= tolerance) continue;
+    simt::fail("%s: word %zu of lane %zu is 0x%08x, recorded is 0x%08x", recorded.atom.c_str(), i % Case::kOut,
+               i / Case::kOut, got, expected);
+  }
+}
+
+struct Registry {
+  template <class Case>
+  void visit(char const* name) {
+    replayers[name] = replay<Case>;
+    makers[name] = [name] {
+      Vector vector = golden::make_vector<Case>(name, 1);
+      run_in_emulator<Case>(vector);
+      return vector;
+    };
+  }
+  std::map<std::string, std::function<void(Vector const&)>> replayers;
+  std::map<std::string, std::function<Vector()>> makers;
+};
+
+// Number of vectors in the file.
+size_t replay_file(Registry const& registry, std::string const& path) {
+  auto const vectors = golden::read_vectors(path);
+  if (vectors.empty()) simt::fail("%s has no vectors", path.c_str());
+  for (Vector const& vector : vectors) {
+    auto const found = registry.replayers.find(vector.atom);
+    if (found == registry.replayers.end()) simt::fail("%s: no atom %s", path.c_str(), vector.atom.c_str());
+    found->second(vector);
+  }
+  return vectors.size();
+}
+
+void check_replayer(Registry const& registry) {
+  auto const path = std::filesystem::temp_directory_path() / ("sage-golden-" + std::to_string(std::rand()) + ".txt");
+  auto const replay_changed = [&](auto change, bool truncate = false) {
+    std::ostringstream text;
+    golden::write_header(text, "the emulator");
+    for (auto const& [name, make] : registry.makers) {
+      Vector vector = make();
+      change(vector);
+      golden::write_vector(text, vector);
+    }
+    std::ofstream(path) << text.str().substr(0, text.str().size() - (truncate ? 20 : 0));
+    return replay_file(registry, path.string());
+  };
+  CHECK_EQUAL(replay_changed([](Vector&) {}), registry.makers.size());
+  for (auto const& [name, make] : registry.makers) {
+    CHECK_ERROR("word 0 of lane 17 is", replay_changed([&](Vector& vector) {
+                  if (vector.atom == name) vector.out[17 * vector.out_words] ^= 0x00400001;
+                }));
+    CHECK_ERROR("recorded is", replay_changed([&](Vector& vector) {
+                  // Of lanes whose rows every ldmatrix reads.
+                  if (vector.atom == name) std::swap(vector.in[18 * vector.in_words], vector.in[29 * vector.in_words]);
+                }));
+  }
+  CHECK_ERROR("no atom SM42_MMA", replay_changed([](Vector& vector) { vector.atom = "SM42_MMA"; }));
+  CHECK_ERROR("words per lane, the atom", replay_changed([](Vector& vector) { vector.out_words = 1; }));
+  CHECK_ERROR("expected", replay_changed([](Vector&) {}, true));
+  std::ofstream(path) << "sage-golden 2\n";
+  CHECK_ERROR(":1: expected 'sage-golden 1'", replay_file(registry, path.string()));
+  std::filesystem::remove(path);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Registry registry;
+  golden::visit_cases(registry);
+  check_replayer(registry);
+  auto const folder = argc > 1 ? std::filesystem::path(argv[1])
+                               : std::filesystem::path(__FILE__).parent_path() / ".." / ".." / "golden";
+  size_t num_vectors = 0;
+  for (auto const& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().extension() != ".txt") continue;
+    std::string const error = self_test::error_of([&] { num_vectors += replay_file(registry, entry.path().string()); });
+    self_test::report(error.empty(), __FILE__, __LINE__, error);
+  }
+  std::printf("golden vectors: %zu replayed%s\n", num_vectors, num_vectors ? "" : ", there are none");
+  return self_test::finish("golden vectors");
+}

@@ -1,0 +1,112 @@
+// The atoms whose registers are recorded on a GPU (dump_atoms.cu) and replayed in the emulator
+// (emulator/self_test/golden.cpp): the same code, compiled by nvcc and by g++.
+#pragma once
+#include <cute/tensor.hpp>
+#include <cutlass/numeric_types.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace golden {
+
+constexpr int kLanes = 32;
+constexpr int kSharedBytes = kLanes * 16;
+
+// What a 32-bit word of a register holds.
+enum class Content { kBits, kF16, kBF16, kE4M3, kF32 };
+
+// How much of the recorded result an emulated one must reproduce. kF32: within 2^-20 of the largest magnitude among the
+// accumulators and results of the instruction, as the order and the alignment of the sum are the hardware's business;
+// kFp22: within 2^-11 of it, the accumulator of FP8 instructions having 13 fraction bits.
+enum class Accuracy { kBitwise, kF32, kFp22 };
+
+template <class T>
+constexpr Content content_of() {
+  if (std::is_same<T, cutlass::half_t>::value) return Content::kF16;
+  if (std::is_same<T, cutlass::bfloat16_t>::value) return Content::kBF16;
+  if (std::is_same<T, cutlass::float_e4m3_t>::value) return Content::kE4M3;
+  if (std::is_same<T, float>::value) return Content::kF32;
+  return Content::kBits;
+}
+
+// in: the words of A, B and C of a lane, out: those of D.
+template <class Op>
+struct MmaCase {
+  using Traits = cute::MMA_Traits<Op>;
+  static constexpr int kA = sizeof(typename Op::ARegisters) / 4, kB = sizeof(typename Op::BRegisters) / 4,
+                       kC = sizeof(typename Op::CRegisters) / 4;
+  static constexpr int kIn = kA + kB + kC, kOut = sizeof(typename Op::DRegisters) / 4;
+  static constexpr Accuracy kAccuracy =
+      !std::is_same<typename Traits::ValTypeD, float>::value                  ? Accuracy::kBitwise
+      : std::is_same<typename Traits::ValTypeA, cutlass::float_e4m3_t>::value ? Accuracy::kFp22
+                                                                              : Accuracy::kF32;
+
+  static constexpr Content content(int word) {
+    return word < kA        ? content_of<typename Traits::ValTypeA>()
+           : word < kA + kB ? content_of<typename Traits::ValTypeB>()
+                            : content_of<typename Traits::ValTypeC>();
+  }
+
+  CUTE_DEVICE static void run(uint32_t const* in, uint32_t* out, char*) {
+    typename Op::ARegisters a;
+    typename Op::BRegisters b;
+    typename Op::CRegisters c;
+    typename Op::DRegisters d;
+    memcpy(a, in, sizeof(a));
+    memcpy(b, in + kA, sizeof(b));
+    memcpy(c, in + kA + kB, sizeof(c));
+    auto registers_d = tensor(d);
+    mma_unpack(Traits{}, registers_d, tensor(a), tensor(b), tensor(c));
+    memcpy(out, d, sizeof(d));
+  }
+
+ private:
+  template <class T, size_t kCount>
+  CUTE_DEVICE static auto tensor(T (&registers)[kCount]) {
+    return cute::make_tensor(static_cast<T*>(registers), cute::Layout<cute::Int<kCount>>{});
+  }
+};
+
+// in: a row of 16 bytes of a lane, which it stores to shared memory; out: what it gets from rows that other lanes stored.
+template <class Op>
+struct LdmatrixCase {
+  static constexpr int kIn = 4, kOut = sizeof(typename Op::DRegisters) / 4;
+  static constexpr Accuracy kAccuracy = Accuracy::kBitwise;
+
+  static constexpr Content content(int) { return Content::kBits; }
+
+  CUTE_DEVICE static void run(uint32_t const* in, uint32_t* out, char* smem) {
+    auto* const rows = reinterpret_cast<cute::uint128_t*>(smem);
+    memcpy(static_cast<void*>(&rows[threadIdx.x]), in, sizeof(*rows));
+    __syncthreads();
+    load(rows[(threadIdx.x * 11 + 7) % kLanes], out, cute::make_int_sequence<kOut>{});
+  }
+
+ private:
+  template <int... kIndex>
+  CUTE_DEVICE static void load(cute::uint128_t const& row, uint32_t* out, cute::int_sequence<kIndex...>) {
+    cute::detail::CallCOPY<Op>{}(row, out[kIndex]...);
+  }
+};
+
+// visitor.visit<Case>(name) for every case.
+template <class Visitor>
+void visit_cases(Visitor& visitor) {
+#define SAGE_GOLDEN_CASE(Case, Op) visitor.template visit<Case<cute::Op>>(#Op)
+  SAGE_GOLDEN_CASE(MmaCase, SM80_16x8x32_S32S8S8S32_TN);
+  SAGE_GOLDEN_CASE(MmaCase, SM80_16x8x32_S32U8S8S32_TN);
+  SAGE_GOLDEN_CASE(MmaCase, SM80_16x8x16_F32F16F16F32_TN);
+  SAGE_GOLDEN_CASE(MmaCase, SM80_16x8x16_F16F16F16F16_TN);
+  SAGE_GOLDEN_CASE(MmaCase, SM80_16x8x16_F32BF16BF16F32_TN);
+  SAGE_GOLDEN_CASE(MmaCase, SM89_16x8x32_F32E4M3E4M3F32_TN);
+  SAGE_GOLDEN_CASE(MmaCase, SM89_16x8x32_F16E4M3E4M3F16_TN);
+  SAGE_GOLDEN_CASE(LdmatrixCase, SM75_U32x1_LDSM_N);
+  SAGE_GOLDEN_CASE(LdmatrixCase, SM75_U32x2_LDSM_N);
+  SAGE_GOLDEN_CASE(LdmatrixCase, SM75_U32x4_LDSM_N);
+  SAGE_GOLDEN_CASE(LdmatrixCase, SM75_U16x2_LDSM_T);
+  SAGE_GOLDEN_CASE(LdmatrixCase, SM75_U16x4_LDSM_T);
+  SAGE_GOLDEN_CASE(LdmatrixCase, SM75_U16x8_LDSM_T);
+#undef SAGE_GOLDEN_CASE
+}
+
+}  // namespace golden

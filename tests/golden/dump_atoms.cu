@@ -1,0 +1,63 @@
+// Runs every atom of atoms.h with pseudo-random registers on the GPU and writes golden vectors to standard output:
+//   nvcc -arch=sm_90a -std=c++17 -I tests -I CUTLASS/include -o dump_atoms tests/golden/dump_atoms.cu
+//   ./dump_atoms > tests/golden/h200.txt
+#include <cuda_runtime.h>
+
+#include <cstdlib>
+#include <iostream>
+
+#include "golden/atoms.h"
+#include "golden/vectors.h"
+
+namespace {
+
+constexpr int kVectorsPerAtom = 4;
+
+void check(cudaError_t error, char const* what) {
+  if (error == cudaSuccess) return;
+  std::cerr << what << ": " << cudaGetErrorString(error) << "\n";
+  std::exit(1);
+}
+
+template <class Case>
+__global__ void run_case(uint32_t const* in, uint32_t* out) {
+  __shared__ __align__(128) char smem[golden::kSharedBytes];
+  uint32_t words_in[Case::kIn], words_out[Case::kOut];
+  for (int i = 0; i < Case::kIn; ++i) words_in[i] = in[threadIdx.x * Case::kIn + i];
+  Case::run(words_in, words_out, smem);
+  for (int i = 0; i < Case::kOut; ++i) out[threadIdx.x * Case::kOut + i] = words_out[i];
+}
+
+struct Dump {
+  template <class Case>
+  void visit(char const* name) {
+    for (int i = 0; i < kVectorsPerAtom; ++i) {
+      golden::Vector vector = golden::make_vector<Case>(name, i);
+      uint32_t *in, *out;
+      size_t const in_bytes = vector.in.size() * 4, out_bytes = vector.out.size() * 4;
+      check(cudaMalloc(&in, in_bytes), "cudaMalloc");
+      check(cudaMalloc(&out, out_bytes), "cudaMalloc");
+      check(cudaMemcpy(in, vector.in.data(), in_bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
+      run_case<Case><<<1, golden::kLanes>>>(in, out);
+      check(cudaGetLastError(), name);
+      check(cudaMemcpy(vector.out.data(), out, out_bytes, cudaMemcpyDeviceToHost), name);
+      check(cudaFree(in), "cudaFree");
+      check(cudaFree(out), "cudaFree");
+      golden::write_vector(std::cout, vector);
+    }
+  }
+};
+
+}  // namespace
+
+int main() {
+  cudaDeviceProp device;
+  int driver = 0;
+  check(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
+  check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+  golden::write_header(std::cout, std::string(device.name) + ", sm_" + std::to_string(device.major) +
+                                      std::to_string(device.minor) + ", CUDA driver " + std::to_string(driver));
+  Dump dump;
+  golden::visit_cases(dump);
+  return std::cout.good() ? 0 : 1;
+}
