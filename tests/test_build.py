@@ -91,9 +91,7 @@ def test_emulator_needs_cuda_headers(tmp_path: Path, path_without_nvcc: str) -> 
 @pytest.mark.parametrize("source, complaint", [("spill", "Registers are spilled"), ("local", "Local memory used")])
 def test_kernels_that_do_not_fit_their_registers_are_refused(tmp_path: Path, source: str, complaint: str) -> None:
     """By the options with which every kernel is compiled."""
-    configure(
-        tmp_path, "SAGE_CUDA=ON", "SAGE_CPU=OFF", "SAGE_TESTS=ON", f"CMAKE_CUDA_COMPILER={INFO['cuda_compiler']}"
-    )
+    configure(tmp_path, "SAGE_CUDA=ON", "SAGE_CPU=OFF", "SAGE_TESTS=ON", f"CMAKE_CUDA_COMPILER={INFO['cuda_compiler']}")
     target = f"sage_{source}_check"
     assert complaint in run("cmake", "--build", tmp_path, "--target", target, succeed=False)
 

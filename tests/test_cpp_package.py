@@ -63,7 +63,9 @@ def test_instruction_sets_share_no_code(package: Path) -> None:
     """Of a weak function in two of these objects one version is kept: AVX-512 code could reach an older CPU."""
     listing = run("nm", "--print-file-name", "--defined-only", next(package.glob("lib*/libsage.a")))
     shared: dict[str, set[str]] = {}
-    for member, kind, name in re.findall(r"libsage\.a:(forward_\w+)\.cpp\.o:[0-9a-f]+ (\w) (\S+)", listing):
+    for member, kind, name in re.findall(
+        r"libsage\.a:(forward_(?:portable|avx\w+))\.cpp\.o:[0-9a-f]+ (\w) (\S+)", listing
+    ):
         if kind not in "rtdb":  # those are internal
             shared.setdefault(member, set()).add(name)
     assert "forward_portable" in shared

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from building import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "emulator"))
-from unhooked_ptx import unhooked_functions  # noqa: E402
+from unhooked_ptx import unhooked_functions
 
 BUILD_DIR = Path(os.environ.get("SAGE_EMULATOR_BUILD_DIR", REPOSITORY / "build" / "emulator"))
 OBJECTS = sorted(BUILD_DIR.rglob("*.o"))
@@ -32,8 +33,13 @@ void use(uint64_t* barrier) {
 """
 
 
+# A self-test that wants to see the error of an operation without a hook.
+ON_PURPOSE = {"warp_copy.cpp.o": ["cute::SM75_U32x1_MOVM_T::copy(unsigned int, unsigned int&)"]}
+
+
 def test_no_unhooked_ptx() -> None:
-    assert unhooked_functions(OBJECTS) == {}
+    found = {Path(path).name: names for path, names in unhooked_functions(OBJECTS).items()}
+    assert {name: names for name, names in found.items() if names != ON_PURPOSE.get(name)} == {}
 
 
 def _compile_command(needle: str) -> list[str]:

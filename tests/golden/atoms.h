@@ -1,8 +1,8 @@
 // The atoms whose registers are recorded on a GPU (dump_atoms.cu) and replayed in the emulator
 // (emulator/self_test/golden.cpp): the same code, compiled by nvcc and by g++.
 #pragma once
-#include <cute/tensor.hpp>
 #include <cutlass/numeric_types.h>
+#include <cute/tensor.hpp>
 
 #include <cstdint>
 #include <cstring>
@@ -36,10 +36,10 @@ struct MmaCase {
   static constexpr int kA = sizeof(typename Op::ARegisters) / 4, kB = sizeof(typename Op::BRegisters) / 4,
                        kC = sizeof(typename Op::CRegisters) / 4;
   static constexpr int kIn = kA + kB + kC, kOut = sizeof(typename Op::DRegisters) / 4;
-  static constexpr Accuracy kAccuracy =
-      !std::is_same<typename Traits::ValTypeD, float>::value                  ? Accuracy::kBitwise
-      : std::is_same<typename Traits::ValTypeA, cutlass::float_e4m3_t>::value ? Accuracy::kFp22
-                                                                              : Accuracy::kF32;
+  static constexpr Accuracy kAccuracy = !std::is_same<typename Traits::ValTypeD, float>::value ? Accuracy::kBitwise
+                                        : std::is_same<typename Traits::ValTypeA, cutlass::float_e4m3_t>::value
+                                            ? Accuracy::kFp22
+                                            : Accuracy::kF32;
 
   static constexpr Content content(int word) {
     return word < kA        ? content_of<typename Traits::ValTypeA>()
@@ -67,7 +67,8 @@ struct MmaCase {
   }
 };
 
-// in: a row of 16 bytes of a lane, which it stores to shared memory; out: what it gets from rows that other lanes stored.
+// in: a row of 16 bytes of a lane, which it stores to shared memory; out: what it gets from rows that other lanes
+// stored.
 template <class Op>
 struct LdmatrixCase {
   static constexpr int kIn = 4, kOut = sizeof(typename Op::DRegisters) / 4;

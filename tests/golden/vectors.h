@@ -1,5 +1,5 @@
-// Golden vectors: pseudo-random registers, and the text files that keep them with what an instruction made of them (format:
-// README.md).
+// Golden vectors: pseudo-random registers, and the text files that keep them with what an instruction made of them
+// (format: README.md).
 #pragma once
 #include <cstdint>
 #include <cstdio>
@@ -32,7 +32,9 @@ inline uint32_t random_float(uint32_t bits, int exponent_bits, int fraction_bits
 
 struct Random {
   uint64_t state;
-  uint32_t operator()() { return static_cast<uint32_t>((state = state * 6364136223846793005u + 1442695040888963407u) >> 32); }
+  uint32_t operator()() {
+    return static_cast<uint32_t>((state = state * 6364136223846793005u + 1442695040888963407u) >> 32);
+  }
   uint32_t word(Content content) {
     switch (content) {
       case Content::kF16: return random_float((*this)(), 5, 10, 8) | random_float((*this)(), 5, 10, 8) << 16;
@@ -59,9 +61,7 @@ Vector make_vector(char const* name, uint64_t seed) {
   return vector;
 }
 
-inline void write_header(std::ostream& file, std::string const& device) {
-  file << kMagic << "\n# " << device << "\n";
-}
+inline void write_header(std::ostream& file, std::string const& device) { file << kMagic << "\n# " << device << "\n"; }
 
 inline void write_vector(std::ostream& file, Vector const& vector) {
   file << "atom " << vector.atom << " in " << vector.in_words << " out " << vector.out_words << "\n";

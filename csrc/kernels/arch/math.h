@@ -43,6 +43,17 @@ SAGE_DEVICE float exp2_approx(float x) {
 #endif
 }
 
+// a b + c, rounded down.
+SAGE_DEVICE float fma_down(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rd(a, b, c);
+#else
+  double const exact = static_cast<double>(a) * b + c;
+  float const y = static_cast<float>(exact);
+  return y > exact ? std::nextafter(y, -INFINITY) : y;
+#endif
+}
+
 // Two floats in one register, `lo` in the low half, rounded to nearest even (PTX ISA, cvt.rn.f16x2, cvt.rn.bf16x2).
 SAGE_DEVICE uint32_t pack_f16(float lo, float hi) {
 #if defined(__CUDA_ARCH__)

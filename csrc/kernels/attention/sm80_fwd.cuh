@@ -300,7 +300,8 @@ struct AttnFwd {
         x = fmaxf(x, arch::as_float(s[mt][n][2 * r]));
         y = fmaxf(y, arch::as_float(s[mt][n][2 * r + 1]));
       }
-      tile_max[mt][r] = fmaxf(tile::max_of_quad((fmaxf(x, y) - bias) * unit), -FLT_MAX);
+      // Rounded up, so that no score is above it.
+      tile_max[mt][r] = fmaxf(tile::max_of_quad(-arch::fma_down(bias - fmaxf(x, y), unit, 0.f)), -FLT_MAX);
     }
   }
 
@@ -326,7 +327,9 @@ struct AttnFwd {
                                        typename Accum::Probabilities& probabilities, PerRow& sum) {
     SAGE_UNROLL for (int i = 0; i < 2 * kMTiles; ++i) {
       int const mt = i / 2, r = i % 2;
-      float const offset = fmaf(-bias, unit, -base[mt][r]);
+      // Its last place is worth about one step of q . k. Integer P must not exceed 1, or its byte would wrap.
+      float const offset =
+          Accum::kNeedsStepMax ? arch::fma_down(-bias, unit, -base[mt][r]) : fmaf(-bias, unit, -base[mt][r]);
       sum[mt][r] = 0.f;
       auto element = [&](int n, int e) {
         float const x = arch::exp2_approx(fmaf(arch::as_float(s[mt][n][2 * r + e]), unit, offset));
@@ -350,8 +353,10 @@ struct AttnFwd {
       int const mt = i / 2, r = i % 2;
       int64_t const row = place.row + (arch::warp_index() * kMTiles + mt) * 16 + r * 8 + lane / 4;
       float const sum = tile::sum_of_quad(exp_sum[mt][r]);
-      float const divisor = Accum::kNeedsStepMax ? tile::sum_of_quad(p_sum[mt][r]) : sum;
-      float const factor = divisor == 0.f ? 0.f : 1.f / divisor;  // 0: no key was seen
+      // Integer P cannot hold NaN, but the sum before rounding does.
+      float const divisor = Accum::kNeedsStepMax ? tile::sum_of_quad(p_sum[mt][r]) + 0.f * sum : sum;
+      bool const seen = divisor != 0.f;  // else no key was: out is 0 and lse -inf, even where V or K holds NaN
+      float const factor = 1.f / divisor;
       if (row >= sequence.seqlen_q) continue;
       uint16_t* const out = static_cast<uint16_t*>(p.out.data) + place.batch * p.out.stride_batch +
                             place.head * p.out.stride_head + (sequence.row_q + row) * p.out.stride_seq;
@@ -362,13 +367,14 @@ struct AttnFwd {
           x *= v_scale[channel];
           y *= v_scale[channel + 1];
         }
-        tile::store_pair(out, channel, p.head_dim, p.out_in_pairs, p.out_dtype, x, y);
+        tile::store_pair(out, channel, p.head_dim, p.out_in_pairs, p.out_dtype, seen ? x : 0.f, seen ? y : 0.f);
       }
       if (p.lse && t == 0) {
         int64_t const index = p.sequences.cu_seqlens_q
                                   ? place.head * p.total_q + sequence.row_q + row
                                   : (int64_t{place.batch} * p.num_heads_q + place.head) * sequence.seqlen_q + row;
-        p.lse[index] = tile::log_sum_exp(row_max[mt][r], sum) + (p.lse_shift ? p.lse_shift[index] : 0.f);
+        float const shift = p.lse_shift && seen ? p.lse_shift[index] : 0.f;
+        p.lse[index] = tile::log_sum_exp(row_max[mt][r], sum) + shift;
       }
     }
   }

@@ -64,12 +64,12 @@ struct Lanes {
 class HeadRows {
  public:
   SAGE_DEVICE HeadRows(TensorView const& x, int batch, int head, int64_t first_row, int64_t num_rows, int head_dim)
-      : data_(static_cast<uint16_t const*>(x.data) + batch * x.stride_batch + head * x.stride_head +
-              first_row * x.stride_seq),
+      : data_(static_cast<uint16_t const*>(x.data)),
+        first_(batch * x.stride_batch + head * x.stride_head + first_row * x.stride_seq),
         stride_(x.stride_seq),
         num_rows_(num_rows),
         head_dim_(head_dim),
-        aligned_((reinterpret_cast<uintptr_t>(data_) | static_cast<uintptr_t>(stride_ * 2)) % 16 == 0) {}
+        aligned_((reinterpret_cast<uintptr_t>(data_) / 2 % 8 + first_) % 8 == 0 && stride_ % 8 == 0) {}
 
   SAGE_DEVICE bool has(int64_t row) const { return row < num_rows_; }
 
@@ -80,7 +80,7 @@ class HeadRows {
       SAGE_UNROLL for (int j = 0; j < kRows; ++j) {
         x[j] = {};
         if (has(row(j)) && channel < head_dim_) {
-          x[j] = *reinterpret_cast<Channels const*>(data_ + row(j) * stride_ + channel);
+          x[j] = *reinterpret_cast<Channels const*>(data_ + (first_ + row(j) * stride_ + channel));
         }
       }
     } else {
@@ -88,7 +88,7 @@ class HeadRows {
         x[j] = {};
         SAGE_UNROLL for (int i = 0; i < 8; ++i) {
           if (has(row(j)) && channel + i < head_dim_) {
-            x[j].pair[i / 2] |= uint32_t{data_[row(j) * stride_ + channel + i]} << i % 2 * 16;
+            x[j].pair[i / 2] |= uint32_t{data_[first_ + row(j) * stride_ + channel + i]} << i % 2 * 16;
           }
         }
       }
@@ -97,7 +97,7 @@ class HeadRows {
 
  private:
   uint16_t const* data_;
-  int64_t stride_, num_rows_;
+  int64_t first_, stride_, num_rows_;  // elements
   int head_dim_;
   bool aligned_;  // rows start at multiples of 16 bytes
 };

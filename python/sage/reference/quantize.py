@@ -95,8 +95,9 @@ def quantize_v(v: Tensor, recipe: Recipe, dtype: torch.dtype) -> Quantized:
     if recipe.v_max:
         scale = amax / recipe.v_max
     elif recipe.pv == "fp16" and operand_dtype != dtype:
-        # Wider than fp16: the power of two that brings the group below 1 loses nothing and rules out overflow.
-        scale = torch.exp2(torch.frexp(amax).exponent.to(v.dtype))
+        # Wider than fp16: the power of two that brings the group below 1 loses nothing and rules out overflow. The
+        # largest that float32 has is 2^127.
+        scale = torch.exp2(torch.frexp(amax).exponent.clamp(max=127).to(v.dtype))
     else:
         scale = torch.ones_like(amax)
     scaled = v / scale

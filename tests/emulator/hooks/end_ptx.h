@@ -1,5 +1,6 @@
 // The rest of CUTLASS's PTX wrappers, and the end of what hooks/begin_ptx.h begins.
 #pragma once
+#include <cutlass/arch/memory.h>
 #include <cute/arch/copy_sm100.hpp>
 #include <cute/arch/copy_sm50.hpp>
 #include <cute/arch/copy_sm75.hpp>
@@ -16,7 +17,6 @@
 #include <cute/arch/mma_sm90_gmma_ext.hpp>
 #include <cute/arch/mma_sm90_gmma_sparse.hpp>
 #include <cute/arch/simd_sm100.hpp>
-#include <cutlass/arch/memory.h>
 
 #pragma pop_macro("CUTE_DEVICE")
 #pragma pop_macro("CUTE_HOST_DEVICE")

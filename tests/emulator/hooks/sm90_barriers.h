@@ -99,7 +99,8 @@ class NamedBarrier {
 
   NamedBarrier(uint32_t num_threads, ReservedNamedBarriers id)
       : num_threads_(num_threads), id_(static_cast<uint32_t>(id)) {}
-  NamedBarrier(uint32_t num_threads, uint32_t id = 0) : num_threads_(num_threads), id_(id + ReservedNamedBarrierCount) {}
+  NamedBarrier(uint32_t num_threads, uint32_t id = 0)
+      : num_threads_(num_threads), id_(id + ReservedNamedBarrierCount) {}
 
   void arrive_and_wait() const { ::simt::bar_sync(id_, num_threads_); }
   void arrive_and_wait_unaligned() const { ::simt::bar_sync(id_, num_threads_); }
@@ -159,7 +160,9 @@ struct ClusterTransactionBarrier : ClusterBarrier {
     arrive_and_expect_tx(&barrier_, bytes, block, pred);
   }
   void expect_transaction(uint32_t bytes) const { expect_transaction(&barrier_, bytes); }
-  void complete_transaction(uint32_t bytes, uint32_t pred = 1) const { complete_transaction(&barrier_, 0, bytes, pred); }
+  void complete_transaction(uint32_t bytes, uint32_t pred = 1) const {
+    complete_transaction(&barrier_, 0, bytes, pred);
+  }
   void complete_transaction(uint32_t block, uint32_t bytes, uint32_t pred) const {
     complete_transaction(&barrier_, block, bytes, pred);
   }
@@ -186,15 +189,20 @@ struct ClusterTransactionBarrier : ClusterBarrier {
 #define warpgroup_arrive warpgroup_arrive_ptx_
 #define warpgroup_wait warpgroup_wait_ptx_
 #define warpgroup_commit_batch warpgroup_commit_batch_ptx_
+#define warpgroup_fence_operand warpgroup_fence_operand_ptx_
 #include <cute/arch/mma_sm90_gmma.hpp>
 #undef warpgroup_arrive
 #undef warpgroup_wait
 #undef warpgroup_commit_batch
+#undef warpgroup_fence_operand
 
 namespace cute {
 
 inline void warpgroup_arrive() { ::simt::wgmma_fence(); }
 inline void warpgroup_commit_batch() { ::simt::wgmma_commit(); }
+// For nvcc: keeps a register where it is. wgmma_issue gets the address of each.
+inline void warpgroup_fence_operand(uint32_t&) {}
+inline void warpgroup_fence_operand(float&) {}
 template <int N>
 void warpgroup_wait() {
   static_assert(N >= 0 && N <= 7, "wgmma.wait_group takes 0 to 7");

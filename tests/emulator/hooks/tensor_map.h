@@ -1,5 +1,5 @@
-// TMA and bulk copies, and the mbarrier functions of the same headers: the atoms are replaced as a whole; make_tma_copy is CUTLASS's and calls the cuTensorMapEncodeTiled
-// of simt/tma.cpp.
+// TMA and bulk copies, and the mbarrier functions of the same headers: the atoms are replaced as a whole; make_tma_copy
+// is CUTLASS's and calls the cuTensorMapEncodeTiled of simt/tma.cpp.
 #pragma once
 #include "simt/async_proxy.h"
 #include "simt/cluster.h"

@@ -36,8 +36,8 @@ std::vector<int> register_offsets(Layout layout) {
   return offsets;
 }
 
-// Of the first warp of a warpgroup: [lane][value] -> second coordinate * kRows + row. The other warps' are the same, but
-// for the rows, which follow.
+// Of the first warp of a warpgroup: [lane][value] -> second coordinate * kRows + row. The other warps' are the same,
+// but for the rows, which follow.
 template <class Layout>
 std::vector<uint16_t> flatten_first_warp(Layout layout) {
   constexpr int kM = 64, kValues = cute::size<1>(Layout{});

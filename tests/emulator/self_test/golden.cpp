@@ -1,5 +1,5 @@
-// Replays the golden vectors of tests/golden (or of the folder in the first argument) in the emulator; and the replayer's
-// own test, with vectors that the emulator makes and corrupted copies of them.
+// Replays the golden vectors of tests/golden (or of the folder in the first argument) in the emulator; and the
+// replayer's own test, with vectors that the emulator makes and corrupted copies of them.
 #include "golden/vectors.h"
 
 #include <cute/tensor.hpp>

@@ -39,6 +39,7 @@ void check_schedules() {
   simt::configure_schedule("round_robin");
 }
 
+#if !SIMT_TSAN  // which would report it, as it should
 // Writes a buffer, reads it, and goes on to write the next without a barrier: a reader may find a later value.
 bool race_shows(char const* schedule) {
   simt::configure_schedule(schedule);
@@ -57,13 +58,12 @@ bool race_shows(char const* schedule) {
 }
 
 void check_race() {
-#if !SIMT_TSAN  // which would report it, as it should
   CHECK(!race_shows("round_robin"));
   int shown = 0;
   for (int seed = 0; seed < 10; ++seed) shown += race_shows(("priority:" + std::to_string(seed)).c_str());
   CHECK(shown >= 8);
-#endif
 }
+#endif
 
 void check_configuration() {
   CHECK_ERROR("schedule must be round_robin, random:SEED or priority:SEED with a number as SEED, got 'random'",
@@ -134,7 +134,9 @@ int main(int count, char** arguments) {
   }
   check_configuration();
   check_schedules();
+#if !SIMT_TSAN
   check_race();
+#endif
   check_launch();
   return self_test::finish("schedules");
 }

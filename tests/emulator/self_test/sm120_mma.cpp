@@ -1,7 +1,7 @@
-// Block-scaled mma.sync of sm120: every kind against a plain triple loop with operands and scales that are handed out by
-// the layouts of the traits; which lanes' scales count; and a tile of NVFP4 from shared memory.
-#include <cute/tensor.hpp>
+// Block-scaled mma.sync of sm120: every kind against a plain triple loop with operands and scales that are handed out
+// by the layouts of the traits; which lanes' scales count; and a tile of NVFP4 from shared memory.
 #include <cutlass/numeric_types.h>
+#include <cute/tensor.hpp>
 
 #include <vector>
 
@@ -15,10 +15,14 @@ namespace {
 template <class T>
 uint8_t random_bits(self_test::Generator& random) {
   uint32_t const bits = random();
-  if constexpr (std::is_same_v<T, float_ue8m0_t>) return static_cast<uint8_t>(125 + bits % 5);
-  else if constexpr (std::is_same_v<T, float_ue4m3_t>) return static_cast<uint8_t>(0x30 + bits % 16);
-  else if constexpr (sizeof_bits_v<T> == 8) return T((static_cast<int>(bits % 15) - 7) / 4.0f).raw();
-  else return static_cast<uint8_t>(bits % (1u << sizeof_bits_v<T>));
+  if constexpr (std::is_same_v<T, float_ue8m0_t>)
+    return static_cast<uint8_t>(125 + bits % 5);
+  else if constexpr (std::is_same_v<T, float_ue4m3_t>)
+    return static_cast<uint8_t>(0x30 + bits % 16);
+  else if constexpr (sizeof_bits_v<T> == 8)
+    return T((static_cast<int>(bits % 15) - 7) / 4.0f).raw();
+  else
+    return static_cast<uint8_t>(bits % (1u << sizeof_bits_v<T>));
 }
 
 enum class Garbage { kNone, kInIgnoredLanes, kInUsedLaneOfA, kInUsedLaneOfB };
@@ -37,7 +41,9 @@ int run(Garbage garbage) {
   for (auto& x : sfa) x = random_bits<TSF>(random);
   for (auto& x : sfb) x = random_bits<TSF>(random);
   // In a byte, e2m1 has two bits below it.
-  auto const container = []<class T>(uint8_t bits, T*) -> int { return kBytes && sizeof_bits_v<T> == 4 ? bits << 2 : bits; };
+  auto const container = []<class T>(uint8_t bits, T*) -> int {
+    return kBytes && sizeof_bits_v<T> == 4 ? bits << 2 : bits;
+  };
 
   std::vector<float> d(M * N);
   simt::launch(1, 32, 0, [&](char*) {
@@ -68,16 +74,16 @@ int run(Garbage garbage) {
     }
     // One register of scales is seen as K of them, with a stride of 0 within a block.
     using ScaleLayout = Layout<Shape<Shape<Int<kVector>, Int<kBlocks>>>, Stride<Stride<_0, _1>>>;
-    auto const scales = [](uint8_t* p) {
-      return make_tensor(recast_ptr<TSF>(p), ScaleLayout{});
-    };
+    auto const scales = [](uint8_t* p) { return make_tensor(recast_ptr<TSF>(p), ScaleLayout{}); };
     auto const elements = [](auto* registers, auto count) {
       return make_tensor(recast_ptr<typename Traits::ValTypeA>(registers), Layout<decltype(count)>{});
     };
     float c[4] = {1, 2, 3, 4};
     auto accumulators = make_tensor(static_cast<float*>(c), Layout<_4>{});
-    auto const operand_a = make_zip_tensor(elements(a_registers, size<1>(typename Traits::ALayout{})), scales(a_scales));
-    auto const operand_b = make_zip_tensor(elements(b_registers, size<1>(typename Traits::BLayout{})), scales(b_scales));
+    auto const operand_a =
+        make_zip_tensor(elements(a_registers, size<1>(typename Traits::ALayout{})), scales(a_scales));
+    auto const operand_b =
+        make_zip_tensor(elements(b_registers, size<1>(typename Traits::BLayout{})), scales(b_scales));
     mma_unpack(Traits{}, accumulators, operand_a, operand_b, accumulators);
     for (int v = 0; v < 4; ++v) d[typename Traits::CLayout{}(lane, v)] = c[v] - static_cast<float>(v + 1);
   });

@@ -1,7 +1,7 @@
 // A tile of NVFP4 as a kernel would compute it: packed e2m1 from shared memory through ldmatrix, a ue4m3 scale per 16
 // elements, cute::gemm over zipped tensors. The result is exact in float.
-#include <cute/tensor.hpp>
 #include <cutlass/numeric_types.h>
+#include <cute/tensor.hpp>
 
 #include <vector>
 
@@ -16,14 +16,12 @@ using Op = SM120::BLOCKSCALED::SM120_16x8x64_TN_VS<float_e2m1_t, float_e2m1_t, f
 using Mma = TiledMMA<MMA_Atom<Op>, Layout<Shape<_4, _1, _1>>, Tile<_64, _16, _64>>;
 
 // The same bytes, as bytes for cp.async and as elements of 4 bits for ldmatrix.
-using ByteLayout =
-    decltype(tile_to_shape(composition(Swizzle<2, 4, 3>{}, Layout<Shape<_8, _64>, Stride<_64, _1>>{}),
-                           Shape<Int<kM>, Int<kK / 2>>{}));
-using NibbleLayout =
-    decltype(tile_to_shape(composition(Swizzle<2, 5, 3>{}, Layout<Shape<_8, _128>, Stride<_128, _1>>{}),
-                           Shape<Int<kM>, Int<kK>>{}));
-using ScaleLayout = Layout<Shape<Int<kM>, Shape<Int<kVector>, Int<kK / kVector>>>,
-                           Stride<Int<kK / kVector>, Stride<_0, _1>>>;
+using ByteLayout = decltype(tile_to_shape(composition(Swizzle<2, 4, 3>{}, Layout<Shape<_8, _64>, Stride<_64, _1>>{}),
+                                          Shape<Int<kM>, Int<kK / 2>>{}));
+using NibbleLayout = decltype(tile_to_shape(
+    composition(Swizzle<2, 5, 3>{}, Layout<Shape<_8, _128>, Stride<_128, _1>>{}), Shape<Int<kM>, Int<kK>>{}));
+using ScaleLayout =
+    Layout<Shape<Int<kM>, Shape<Int<kVector>, Int<kK / kVector>>>, Stride<Int<kK / kVector>, Stride<_0, _1>>>;
 
 struct SharedStorage {
   alignas(1024) uint8_t a[kM * kK / 2];

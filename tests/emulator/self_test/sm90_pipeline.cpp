@@ -1,9 +1,8 @@
-// A warp-specialised kernel as sm90 wants it: a producer warp with make_tma_copy, full and empty barriers, setmaxnreg, a
-// consumer warpgroup with wgmma, a TMA store of the result; and each of its synchronisations left out.
-#include <cute/tensor.hpp>
+// A warp-specialised kernel as sm90 wants it: a producer warp with make_tma_copy, full and empty barriers, setmaxnreg,
+// a consumer warpgroup with wgmma, a TMA store of the result; and each of its synchronisations left out.
 #include <cutlass/arch/barrier.h>
 #include <cutlass/arch/reg_reconfig.h>
-#include <cutlass/pipeline/sm90_pipeline.hpp>
+#include <cute/tensor.hpp>
 
 #include <cmath>
 #include <cstdlib>
@@ -86,10 +85,10 @@ struct Gemm {
                                      make_coord(static_cast<int>(blockIdx.x), _));
     auto const global_b = local_tile(params.load_b.get_tma_tensor(make_shape(params.n, params.k)), tile,
                                      make_coord(static_cast<int>(blockIdx.y), _));
-    auto const [from_a, to_a] = tma_partition(params.load_a, _0{}, Layout<_1>{}, group_modes<0, 2>(shared_a),
-                                              group_modes<0, 2>(global_a));
-    auto const [from_b, to_b] = tma_partition(params.load_b, _0{}, Layout<_1>{}, group_modes<0, 2>(shared_b),
-                                              group_modes<0, 2>(global_b));
+    auto const [from_a, to_a] =
+        tma_partition(params.load_a, _0{}, Layout<_1>{}, group_modes<0, 2>(shared_a), group_modes<0, 2>(global_a));
+    auto const [from_b, to_b] =
+        tma_partition(params.load_b, _0{}, Layout<_1>{}, group_modes<0, 2>(shared_b), group_modes<0, 2>(global_b));
     for (int i = 0; i < params.k / kTileK; ++i) {
       int const stage = i % kStages, phase = i / kStages & 1;
       if (kFault != Fault::kNoEmptyWait) Empty::wait(&shared.empty[stage], phase ^ 1);
@@ -123,9 +122,9 @@ struct Gemm {
     if (kFault != Fault::kNoStoreFence) tma_store_fence();
     cutlass::arch::NamedBarrier::sync(128, 0);
     if (thread / 32 == 0 && elect_one_sync()) {
-      auto const tiles = local_tile(params.store_d.get_tma_tensor(make_shape(params.m, params.n)),
-                                    Shape<Int<kTile>, Int<kTile>>{},
-                                    make_coord(static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y)));
+      auto const tiles =
+          local_tile(params.store_d.get_tma_tensor(make_shape(params.m, params.n)), Shape<Int<kTile>, Int<kTile>>{},
+                     make_coord(static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y)));
       auto const store = params.store_d.get_slice(0);
       copy(params.store_d, store.partition_S(shared_d), store.partition_D(tiles));
       tma_store_arrive();
@@ -141,8 +140,10 @@ int run() {
   using Accumulator = typename Kernel::Accumulator;
   constexpr int kM = 120, kN = 104, kK = 512;
   self_test::Generator random;
-  auto const allocate = [](auto*& p, size_t count) { p = static_cast<std::remove_reference_t<decltype(p)>>(
-      std::aligned_alloc(128, (count * sizeof(*p) + 127) / 128 * 128)); };
+  auto const allocate = [](auto*& p, size_t count) {
+    p = static_cast<std::remove_reference_t<decltype(p)>>(
+        std::aligned_alloc(128, (count * sizeof(*p) + 127) / 128 * 128));
+  };
   T *a, *b;
   Accumulator* d;
   allocate(a, kM * kK);

@@ -21,9 +21,7 @@ int warp() { return static_cast<int>(threadIdx.x) / 32; }
 void check_setmaxnreg() {
   using cutlass::arch::warpgroup_reg_alloc;
   using cutlass::arch::warpgroup_reg_dealloc;
-  auto const producer_consumers = [](char*) {
-    warp() < 4 ? warpgroup_reg_dealloc<24>() : warpgroup_reg_alloc<240>();
-  };
+  auto const producer_consumers = [](char*) { warp() < 4 ? warpgroup_reg_dealloc<24>() : warpgroup_reg_alloc<240>(); };
   run(384, producer_consumers);
   CHECK_ERROR("24 to 256 and a multiple of 8, got 100", run(128, [](char*) { warpgroup_reg_alloc<100>(); }));
   CHECK_ERROR("24 to 256 and a multiple of 8, got 16", run(128, [](char*) { warpgroup_reg_dealloc<16>(); }));
@@ -34,7 +32,8 @@ void check_setmaxnreg() {
   CHECK_ERROR("warp 3 of the same warpgroup 0 times", run(128, [](char*) {
                 if (warp() != 3) warpgroup_reg_dealloc<24>();
               }));
-  CHECK_ERROR("of 65536", run(384, [](char*) { warp() < 4 ? warpgroup_reg_dealloc<40>() : warpgroup_reg_alloc<240>(); }));
+  CHECK_ERROR("of 65536",
+              run(384, [](char*) { warp() < 4 ? warpgroup_reg_dealloc<40>() : warpgroup_reg_alloc<240>(); }));
   CHECK_ERROR("setmaxnreg.dec to 48 registers by a warp that has 40", run(128, [](char*) {
                 warpgroup_reg_dealloc<40>();
                 warpgroup_reg_dealloc<48>();
@@ -76,18 +75,17 @@ void check_cluster() {
 
 void check_elect() {
   self_test::for_each_configuration([] {
-    int elected[2] = {}, lane = -1;
-    bool same = true;
+    int elected[2] = {}, others = 0;
     run(64, [&](char*) {
       for (int i = 0; i < 2; ++i) {
         if (!elect_one_sync()) continue;
         ++elected[warp()];
-        int const mine = static_cast<int>(threadIdx.x) % 32;
-        same = same && (lane < 0 || lane == mine);
-        lane = mine;
+        others += threadIdx.x % 32 != 0;
       }
+      auto const [is_leader, leader] = elect_one_leader_sync();
+      others += is_leader != (threadIdx.x % 32 == leader);
     });
-    CHECK(elected[0] == 2 && elected[1] == 2 && same);
+    CHECK(elected[0] == 2 && elected[1] == 2 && others == 0);
   });
 }
 
@@ -121,8 +119,7 @@ void check_polling() {
       if (warp() == 1) {
         if (arrive) ClusterBarrier::arrive(barrier);
       } else {
-        while (!ClusterBarrier::try_wait(barrier, 0)) {
-        }
+        while (!ClusterBarrier::try_wait(barrier, 0)) {}
       }
     };
   };

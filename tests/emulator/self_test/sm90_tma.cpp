@@ -1,6 +1,6 @@
 // TMA and bulk copies against plain loops, what the driver refuses to encode, and the protocol around them.
-#include <cute/tensor.hpp>
 #include <cutlass/arch/barrier.h>
+#include <cute/tensor.hpp>
 
 #include <array>
 #include <cstring>
@@ -188,7 +188,8 @@ void check_encode() {
   };
   CHECK_ERROR("tensorRank must be 1 to 5, got 0", encode_with([](Case& c, Tensor16&) { c.rank = 0; }));
   CHECK_ERROR("boxDim must be 1 to 256, got 257", encode_with([](Case& c, Tensor16&) { c.box[1] = 257; }));
-  CHECK_ERROR("globalStrides must be a multiple of 16, got 200", encode_with([](Case&, Tensor16& t) { t.stride[0] = 200; }));
+  CHECK_ERROR("globalStrides must be a multiple of 16, got 200",
+              encode_with([](Case&, Tensor16& t) { t.stride[0] = 200; }));
   CHECK_ERROR("globalAddress must be a multiple of 16", {
     Case const c = kCases[0];
     Tensor16 tensor(c);
@@ -231,7 +232,9 @@ void run_load(LoadFault fault) {
       if (fault == LoadFault::kOverStores) smem[kTile] = 0;
       int const extra = fault == LoadFault::kFewerBytes ? 16 : fault == LoadFault::kMoreBytes ? -16 : 0;
       if (fault != LoadFault::kNoBarrier) Barrier::arrive_and_expect_tx(barrier, bytes + extra);
-      int const offset = fault == LoadFault::kMisaligned ? 16 : fault == LoadFault::kOutside ? kSharedBytes - 2048 : kTile;
+      int const offset = fault == LoadFault::kMisaligned ? 16
+                         : fault == LoadFault::kOutside  ? kSharedBytes - 2048
+                                                         : kTile;
       with_coordinates<SM90_TMA_LOAD>(c, &map, barrier, uint64_t{0}, static_cast<void*>(smem + offset));
     }
     __syncthreads();
@@ -291,7 +294,8 @@ void check_faults() {
     }
   }
 #if !SIMT_ASAN && !SIMT_TSAN  // plain stores are seen in a build without sanitizers
-  CHECK_ERROR("the copy engine overwrites shared address 1024, which thread 0 stored", run_load(LoadFault::kOverStores));
+  CHECK_ERROR("the copy engine overwrites shared address 1024, which thread 0 stored",
+              run_load(LoadFault::kOverStores));
   CHECK_ERROR("the copy engine reads shared address", run_store<SM90_TMA_STORE>(c, map, StoreFault::kNoFence));
   CHECK_ERROR("before tma_store_wait", run_store<SM90_TMA_STORE>(c, map, StoreFault::kOverwrite));
 #endif

@@ -12,6 +12,7 @@ namespace {
 
 // 32 rows of 16 bytes in an order of their own, so that addresses matter.
 constexpr int kRowBytes = 16, kBytes = 32 * kRowBytes;
+alignas(16) char elsewhere[kRowBytes];
 constexpr int row_of(int lane) { return (lane * 5 + 3) % 32; }
 
 template <class Layout>
@@ -47,7 +48,7 @@ void check_ldmatrix() {
     for (int b = 0; b < kRowBytes; ++b) smem[row_of(lane) * 16 + b] = static_cast<char>(memory[row_of(lane) * 16 + b]);
     __syncwarp();
     // Lanes beyond the matrices' rows may point anywhere.
-    char* const row = lane < 8 * n ? smem + row_of(lane) * 16 : nullptr;
+    char* const row = lane < 8 * n ? smem + row_of(lane) * 16 : elsewhere;
     auto source = make_tensor(make_smem_ptr(reinterpret_cast<uint128_t*>(row)), Layout<_1>{});
     auto destination = make_tensor<uint32_t>(Int<n>{});
     copy_unpack(Copy_Traits<Op>{}, source, destination);
@@ -73,7 +74,7 @@ void check_stmatrix() {
   auto const before = simt::stats();
   simt::launch(1, 32, kBytes, [&](char* smem) {
     int const lane = threadIdx.x;
-    char* const row = lane < 8 * n ? smem + row_of(lane) * 16 : nullptr;
+    char* const row = lane < 8 * n ? smem + row_of(lane) * 16 : elsewhere;
     auto source = make_tensor<uint32_t>(Int<n>{});
     auto destination = make_tensor(make_smem_ptr(reinterpret_cast<uint128_t*>(row)), Layout<_1>{});
     std::memcpy(raw_pointer_cast(source.data()), &registers[lane * 4 * n], 4 * n);
@@ -139,11 +140,18 @@ void copy_vector(char* from, char* to) {
   copy(Copy_Atom<UniversalCopy<T>, T>{}, source, destination);
 }
 
-void check_misuse() {
+void check_misaligned() {
   CHECK_ERROR("ldmatrix: the shared address 8 is not a multiple of 16", simt::launch(1, 32, 1024, [](char* smem) {
                 uint32_t word;
                 detail::CallCOPY<SM75_U32x1_LDSM_N>{}(*reinterpret_cast<uint128_t*>(smem + 8), word);
               }));
+  CHECK_ERROR("vector copy: the shared address 8 is not a multiple of 16", simt::launch(1, 1, 1024, [](char* smem) {
+                alignas(16) char registers[16];
+                copy_vector<uint128_t>(smem + 8, registers);
+              }));
+}
+
+void check_misuse() {
   CHECK_ERROR("outside of the block's 96 bytes of shared memory: offset 96", simt::launch(1, 32, 96, [](char* smem) {
                 uint32_t word;
                 detail::CallCOPY<SM75_U32x1_LDSM_N>{}(*reinterpret_cast<uint128_t*>(smem + 16 * threadIdx.x), word);
@@ -160,10 +168,6 @@ void check_misuse() {
                   detail::CallCOPY<SM75_U16x2_LDSM_T>{}(row, word);
                 else
                   detail::CallCOPY<SM75_U32x1_LDSM_N>{}(row, word);
-              }));
-  CHECK_ERROR("vector copy: the shared address 8 is not a multiple of 16", simt::launch(1, 1, 1024, [](char* smem) {
-                alignas(16) char registers[16];
-                copy_vector<uint128_t>(smem + 8, registers);
               }));
   CHECK_ERROR("vector copy: 16 bytes at shared address 96 reach beyond the block's 100",
               simt::launch(1, 1, 100, [](char* smem) {
@@ -207,6 +211,7 @@ int main() {
   check_cp_async<SM80_CP_ASYNC_CACHEGLOBAL, uint128_t>();
   check_cp_async<SM80_CP_ASYNC_CACHEALWAYS_ZFILL, uint64_t>();
   check_cp_async<SM80_CP_ASYNC_CACHEGLOBAL_ZFILL, uint128_t>();
+  if (!SIMT_ASAN) check_misaligned();  // else UndefinedBehaviorSanitizer stops at the references
   check_misuse();
   return self_test::finish("warp_copy");
 }

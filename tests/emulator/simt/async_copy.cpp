@@ -69,14 +69,14 @@ SIMT_NO_TSAN void cp_async(void* dst, void const* src, uint32_t bytes, uint32_t 
     fail("cp.async of %u bytes: the global address %p is not a multiple of that", bytes, src);
   }
   note_read(src, src_bytes);
-  note_write(dst, bytes);
+  note_write(smem_at(offset), bytes);
 #if SIMT_ASAN
   for (uint32_t i = 0; i < src_bytes; ++i) static_cast<void>(static_cast<char const volatile*>(src)[i]);
 #endif
   NoTrack no_track;
   begin_flight(offset, bytes);
   ++m.cp_async_pending;
-  CpAsync copy{static_cast<char*>(dst), static_cast<char const*>(src), bytes, src_bytes, me.cp_async_group, false};
+  CpAsync copy{smem_at(offset), static_cast<char const*>(src), bytes, src_bytes, me.cp_async_group, false};
   AsyncTiming const timing = m.config.async;
   if (timing == AsyncTiming::kEarly || (timing == AsyncTiming::kRandom && m.random.one_in(4))) land(me, copy);
   me.cp_async.push_back(copy);

@@ -51,14 +51,11 @@ void note_generic_write(Thread const& writer, uint32_t offset, uint32_t bytes) {
 }
 
 void note_generic_write(void const* p, size_t bytes) {
-  NoTrack no_track;
-  Thread* const thread = t_self;
-  if (thread == nullptr) return;
-  Cta const& cta = *thread->cta;
-  uintptr_t const offset = reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(cta.smem);
-  if (offset >= cta.smem_bytes) return;
-  Sm90Block& block = sm90_block();
-  write_records(block, static_cast<uint32_t>(offset), bytes, record(block, thread->index, kData));
+  Machine* const m = t_machine;  // of the fast path: most stores are to memory of the thread's own
+  if (m == nullptr) return;
+  uintptr_t const offset = reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(m->cta.smem);
+  if (offset >= m->cta.smem_bytes || t_self == nullptr) return;
+  note_generic_write(*t_self, static_cast<uint32_t>(offset), static_cast<uint32_t>(bytes));
 }
 
 void note_barrier_init(void const* p) {
@@ -88,11 +85,15 @@ void check_visible(char const* what, uint32_t offset, uint32_t bytes) {
     unsigned const thread = (last & kIndexMask) - 1;
     if (last != record(block, thread, kind)) continue;  // it has executed a fence since
     if (kind == kBarrierInit) {
-      fail("%s the mbarrier at shared address %u, which thread %u initialised without a fence since "
-           "(fence_barrier_init)", what, word * kWordBytes, thread);
+      fail(
+          "%s the mbarrier at shared address %u, which thread %u initialised without a fence since "
+          "(fence_barrier_init)",
+          what, word * kWordBytes, thread);
     }
-    fail("%s shared address %u, which thread %u stored through the generic proxy without a fence.proxy.async "
-         "since (fence_view_async_shared, tma_store_fence)", what, word * kWordBytes, thread);
+    fail(
+        "%s shared address %u, which thread %u stored through the generic proxy without a fence.proxy.async "
+        "since (fence_view_async_shared, tma_store_fence)",
+        what, word * kWordBytes, thread);
   }
 }
 

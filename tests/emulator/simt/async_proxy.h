@@ -3,8 +3,8 @@
 // Stores of threads go through the generic proxy. TMA and wgmma see them only after the storing thread has executed
 // fence.proxy.async. Per 4 bytes of shared memory the emulator remembers who stored last, and whether that thread has
 // executed a fence since. Stores are seen where a hook makes them (stmatrix, cp.async) and, in builds without a
-// sanitizer, where the compiler finds any: kernels are compiled with -fsanitize=kernel-address, with calls before stores
-// and nothing else, and the functions that it calls are ours.
+// sanitizer, where the compiler finds any: kernels are compiled with -fsanitize=kernel-address, with calls before
+// stores and nothing else, and the functions that it calls are ours.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -63,8 +63,8 @@ struct Sm90Thread final : Facility {
   struct WgmmaIssue {
     Wgmma const* wgmma;
     uint64_t a_descriptor, b_descriptor;
-    uint32_t const* a;      // registers; nullptr: A is in shared memory
-    uint32_t a_issued[4];   // what they held
+    uint32_t const* a;     // registers; nullptr: A is in shared memory
+    uint32_t a_issued[4];  // what they held
     uint32_t* accumulators;
     uint64_t accumulators_issued;  // a hash of what they held; 0: of no interest, an earlier one is in flight
     bool accumulate;

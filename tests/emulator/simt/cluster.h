@@ -8,7 +8,7 @@ void check_cluster_rank(char const* what, uint32_t rank);  // throws unless it i
 // barrier.cluster: every thread of the block arrives once and then waits once.
 void cluster_arrive();
 void cluster_wait();
-// elect.sync: the same lane of a warp each time, lane 0 unless the schedule is seeded; meets with the whole warp.
+// elect.sync by the whole warp. PTX leaves open which lane it is; CUTLASS's pipelines count on lane 0.
 uint32_t elected_lane();
 
 }  // namespace simt

@@ -112,7 +112,11 @@ SIMT_NO_TSAN Thread* pick_next(Machine& m) {
 
 SIMT_NO_TSAN void switch_from(Thread& me, bool forever) {
   Machine& m = *t_machine;
-  Thread* const next = forever && !m.error.empty() ? nullptr : pick_next(m);
+  Thread* next = nullptr;
+  if (!forever || m.error.empty()) {
+    NoTrack no_track;
+    next = pick_next(m);
+  }
   if (next == &me) return;
   ++t_stats.switches;
   t_self = next;
@@ -124,7 +128,7 @@ SIMT_NO_TSAN void run_thread() {
   fiber_entered();
   Machine& m = machine();
   Thread& me = self();
-  hb_acquire(&m);
+  hb_acquire(&m.cta);  // not &m, which threads of this block that are done have released
   try {
     m.body(m.context, m.cta.smem);
     NoTrack no_track;
@@ -137,9 +141,8 @@ SIMT_NO_TSAN void run_thread() {
     record_error(m, static_cast<int>(me.index), "an exception that is no std::exception");
   }
   hb_release(&m);
-  NoTrack no_track;
   me.exited = true;
-  switch_from(me, true);
+  switch_from(me, true);  // not under NoTrack: it would never end, and hide the fiber's next thread
   __builtin_unreachable();
 }
 
@@ -370,7 +373,7 @@ SIMT_NO_TSAN void run_block(Machine& m, LaunchParams const& params, uint64_t blo
   {
     NoTrack no_track;
     prepare_block(m, params, block);
-    hb_release(&m);
+    hb_release(&m.cta);
     Thread* const first = pick_next(m);
     t_self = first;
     fiber_switch(m.main, *first);

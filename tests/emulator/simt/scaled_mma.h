@@ -12,8 +12,8 @@ struct ScaledMma {
   int container_bits;  // that an element takes in a register: 4 or 8
   Element scale;
   int vector;  // elements of a block along K
-  // [lane][k] -> where in the matrix the scale counts that the lane's register holds for element k of its row or column:
-  // k * M + m, k * N + n.
+  // [lane][k] -> where in the matrix the scale counts that the lane's register holds for element k of its row or
+  // column: k * M + m, k * N + n.
   std::vector<uint16_t> sfa_index, sfb_index;
 };
 
@@ -22,8 +22,8 @@ struct ScaledMmaRegisters {  // of one lane
   void const *sfa, *sfb;  // K / vector scales, the first in the low byte
 };
 
-// slots[l] is lane l's ScaledMmaRegisters. Of the four lanes of a quad the first two supply scales of A, the first those
-// of B (byte and thread selectors 0, as CUTLASS has them).
+// slots[l] is lane l's ScaledMmaRegisters. Of the four lanes of a quad the first two supply scales of A, the first
+// those of B (byte and thread selectors 0, as CUTLASS has them).
 void scaled_mma(ScaledMma const& mma, void** slots);
 
 }  // namespace simt

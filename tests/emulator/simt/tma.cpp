@@ -168,7 +168,8 @@ void issue_load(char const* what, uint32_t offset, uint32_t bytes, void const* m
   }
   push_engine_op([=] {
     Cta const& cta = machine().cta;
-    if (cta.nexited == cta.nthreads) fail("%s to shared address %u: the block exits without waiting for it", what, offset);
+    if (cta.nexited == cta.nthreads)
+      fail("%s to shared address %u: the block exits without waiting for it", what, offset);
     note_write(cta.smem + offset, bytes);
     {
       NoTrack no_track;
@@ -243,7 +244,8 @@ TensorMap make_tensor_map(CUtensorMapDataType type, uint32_t rank, void const* a
   for (uint32_t i = 0; i < rank; ++i) {
     check_range("globalDim", dim[i], 1, kMaxDim - 1);  // 2^32 itself is allowed, but does not fit TensorMap::dim
     check_range("boxDim", box[i], 1, kMaxBox);
-    if (element_stride[i] != 1) fail("cuTensorMapEncodeTiled: elementStrides must be 1 here, got %u", element_stride[i]);
+    if (element_stride[i] != 1)
+      fail("cuTensorMapEncodeTiled: elementStrides must be 1 here, got %u", element_stride[i]);
     map.dim[i] = static_cast<uint32_t>(dim[i]);
     map.box[i] = static_cast<uint16_t>(box[i]);
     if (i + 1 == rank) continue;
@@ -301,8 +303,7 @@ void bulk_load(void* smem, void const* global, uint32_t bytes, void const* mbarr
   if (bytes % kBulkAlignment || reinterpret_cast<uintptr_t>(global) % kBulkAlignment) {
     fail("bulk copy: %u bytes from %p; both must be multiples of %u", bytes, global, kBulkAlignment);
   }
-  issue_load("bulk copy", offset, bytes, mbarrier,
-             [=] { std::memcpy(machine().cta.smem + offset, global, bytes); });
+  issue_load("bulk copy", offset, bytes, mbarrier, [=] { std::memcpy(machine().cta.smem + offset, global, bytes); });
 }
 
 void bulk_store(void* global, void const* smem, uint32_t bytes) {

@@ -69,7 +69,7 @@ void ldmatrix(int matrices, bool transpose, void const* row, uint32_t* registers
   if (has_row(matrices)) {
     lane.offset = row_offset("ldmatrix", row);
     check_landed("ldmatrix", lane.offset, kRowBytes);
-    note_read(row, kRowBytes);
+    note_read(smem_at(lane.offset), kRowBytes);
   }
   static char tags[2][5];
   warp_collective(&tags[transpose][matrices], "ldmatrix", kFullWarp, &lane, [&](void** slots) {
@@ -85,8 +85,8 @@ void stmatrix(int matrices, bool transpose, void* row, uint32_t const* registers
   if (has_row(matrices)) {
     lane.offset = row_offset("stmatrix", row);
     check_landed("stmatrix", lane.offset, kRowBytes);
-    note_write(row, kRowBytes);
-    note_generic_write(row, kRowBytes);
+    note_write(smem_at(lane.offset), kRowBytes);
+    note_generic_write(smem_at(lane.offset), kRowBytes);
   }
   static char tags[2][5];
   warp_collective(&tags[transpose][matrices], "stmatrix", kFullWarp, &lane, [&](void** slots) {

@@ -1,0 +1,147 @@
+// One attention problem with its tensors, as the kernels get it, and what of their memory may change.
+//
+// In most problems INT8 holds Q, K and V without rounding (Data::kExact), so that a kernel must agree with exact
+// attention but for the rounding of P: a wrong key, scale or place shows, where a recipe's error of 1 % would hide it.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "api/forward_cuda.h"
+#include "sage/attention.h"
+
+namespace kernel_test {
+
+enum class Data {
+  kExact,   // integers up to 127, which each row of Q and K reaches, times a power of two per scale group
+  kNormal,  // standard normal
+  kZero,    // Q and K: scale groups without a magnitude
+};
+
+enum class Layout {
+  kHeadsFirst,  // contiguous (batch, heads, rows, head_dim)
+  kRowsFirst,   // contiguous (batch, rows, heads, head_dim)
+  kOdd,         // odd strides, and data that is no multiple of 4 bytes
+  kFarBatches,  // a batch stride beyond 32 bits; memory that is not used is not there
+  kFarHeads,    // a head stride beyond 32 bits
+};
+
+enum class HeadDim { kWhole, kMultipleOf8, kOdd };  // the kernel's; smaller; likewise
+
+enum class MaskKind {
+  kNone,
+  kBool,            // (batch, heads, seqlen_q, seqlen_k), some rows without keys
+  kFloat32,         // (1, 1, seqlen_q, seqlen_k), some -inf
+  kFloat16,         // (batch, 1, seqlen_k, seqlen_q), transposed
+  kBFloat16OfKeys,  // (1, heads, 1, seqlen_k)
+};
+
+struct Case {
+  std::string name;
+  bool quick = false;  // runs with --quick, too
+  int64_t seqlen_q = 0, seqlen_k = 0;
+  int32_t batch = 1, num_heads_q = 1, num_heads_kv = 1;
+  HeadDim head_dim = HeadDim::kWhole;
+  bool other_dtype = false;  // bfloat16, for kernels that take it beside float16
+  Data data = Data::kExact;
+  Layout layout = Layout::kHeadsFirst;
+  std::vector<int32_t> seqlens_q = {}, seqlens_k = {};  // packed sequences; then batch and seqlen_* follow from these
+  std::vector<int32_t> seqused_k = {};                  // keys beyond are NaN
+  bool causal = false;
+  int64_t window_left = -1, window_right = -1;
+  MaskKind mask = MaskKind::kNone;
+  sage::QkGranularity granularity = sage::QkGranularity::kThread;
+  bool smooth_k = true, lse = true;
+  int v_exponent = 0;  // bfloat16: V is multiplied by 2 to this
+  int k_bias = 0;      // kExact: a multiple of 4 up to 108 that every channel of K has, with either sign
+  double scores = 2.;  // kExact: about the standard deviation of the scores; its sign is that of softmax_scale
+  // kExact: `steps[n]` times 127 * 2^e is added to the scores of tile n of the keys, in units of q k; then the other
+  // channels have integers up to 10, and smooth_k must be off.
+  std::vector<int> steps = {};
+};
+
+// 16-bit (batch, heads, rows, head_dim). What lies between the elements holds NaN, as they do at first.
+class Tensor {
+ public:
+  // `guard` elements follow the last one, and count as lying between them.
+  Tensor(Layout layout, int64_t batch, int64_t heads, int64_t rows, int64_t head_dim, int64_t guard);
+  Tensor(Tensor const&) = delete;
+  ~Tensor();
+
+  uint16_t* row(int64_t batch, int64_t head, int64_t row) const;
+  sage::TensorView view() const { return view_; }
+  bool is_aligned() const;  // data and strides are multiples of 16 bytes
+
+  void remember();                // what is_unchanged compares with
+  bool is_unchanged() const;      // also true of the far layouts, of which nothing is remembered
+  bool is_clean_between() const;  // what lies between the elements still holds NaN; far layouts are not looked at
+
+ private:
+  int64_t batch_, heads_, rows_, head_dim_;
+  sage::TensorView view_;
+  std::vector<uint16_t> storage_, remembered_;  // empty where the memory is mapped
+  size_t mapped_bytes_ = 0;
+  void* mapped_ = nullptr;
+};
+
+float to_float(uint16_t bits, sage::DType dtype);
+uint16_t from_float(float x, sage::DType dtype);
+
+class Problem {
+ public:
+  Problem(Case const& c, sage::CudaForward const& kernels);
+
+  // Runs the kernels; empty, or what went wrong.
+  std::string run();
+  // What must not have changed, but has; or empty.
+  std::string changed() const;
+
+  int64_t seqlen_q(int b) const { return seqlens_q_[b]; }
+  int64_t seqlen_k(int b) const { return case_.seqused_k.empty() ? seqlens_k_[b] : case_.seqused_k[b]; }
+  // Row `row` of sequence b.
+  uint16_t* q_row(int b, int head, int64_t row) const {
+    return q_->row(batch_of(b), head, row_of(cu_seqlens_q_, b, row));
+  }
+  uint16_t* k_row(int b, int head, int64_t row) const {
+    return k_->row(batch_of(b), head, row_of(cu_seqlens_k_, b, row));
+  }
+  uint16_t* v_row(int b, int head, int64_t row) const {
+    return v_->row(batch_of(b), head, row_of(cu_seqlens_k_, b, row));
+  }
+  uint16_t* out_row(int b, int head, int64_t row) const {
+    return out_->row(batch_of(b), head, row_of(cu_seqlens_q_, b, row));
+  }
+  bool has_lse() const { return case_.lse; }
+  float lse(int b, int head, int64_t row) const;
+  double mask(int b, int head, int64_t row, int64_t col) const;
+
+  sage::AttnDesc desc;
+  float softmax_scale = 0.f;
+
+ private:
+  void make_lengths();
+  void make_q();
+  void make_k();
+  void make_v();
+  void make_mask();
+  int batch_of(int b) const { return desc.varlen ? 0 : b; }
+  int64_t row_of(std::vector<int32_t> const& cu_seqlens, int b, int64_t row) const {
+    return desc.varlen ? cu_seqlens[b] + row : row;
+  }
+  int uniform(int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator_); }
+  float normal() { return normal_(generator_); }
+
+  Case case_;
+  sage::CudaForward const& kernels_;
+  std::mt19937 generator_;
+  std::normal_distribution<float> normal_;
+  std::vector<int32_t> seqlens_q_, seqlens_k_, cu_seqlens_q_, cu_seqlens_k_;
+  std::unique_ptr<Tensor> q_, k_, v_, out_;
+  std::vector<float> lse_;
+  std::vector<char> mask_bytes_;
+  sage::MaskView mask_;
+};
+
+}  // namespace kernel_test
