@@ -25,7 +25,7 @@ endif
 help:
 	@echo 'make demo   run a text-embedding model with quantized attention beside PyTorch'"'"'s'
 	@echo 'make test   build and run all tests'
-	@echo 'make test-long  plant bugs in the kernels, which the tests must catch; test AVX-VNNI on an AVX-512 CPU'
+	@echo 'make test-long  plant bugs in the kernels, which the tests must catch; the emulator under sanitizers; AVX-VNNI on AVX-512'
 	@echo 'make bench  measure speed and error beside PyTorch'"'"'s attention'
 	@echo 'make emulator  build the CUDA kernels for the emulator, which the tests run without a GPU'
 	@echo 'make build  build the package and install it into $(VENV)'
@@ -40,6 +40,7 @@ test: build emulator
 
 test-long: build emulator
 	$(bin)/python tests/planted_bugs.py
+	$(bin)/python tests/sanitized_emulator.py
 	$(bin)/python tests/avx_vnni_on_avx512.py
 
 bench: build

@@ -133,6 +133,15 @@ def test_windows(
     check(backend, recipe, *make(dtype, *seqlens, head_dim=32), window_size=window_size, is_causal=is_causal)
 
 
+def test_windows_wider_than_the_sequences(backend: str, recipe: str, dtype: torch.dtype) -> None:
+    q, k, v = make(dtype, 70, 60, head_dim=32)
+    expected = sage.attention(q, k, v, recipe=recipe, backend=backend)
+    for wide in (130, 2**62, 2**63 - 1):
+        for window_size in ((wide, -1), (-1, wide), (wide, wide)):
+            out = sage.attention(q, k, v, window_size=window_size, recipe=recipe, backend=backend)
+            assert torch.equal(out, expected), f"{window_size} hides something"
+
+
 MASK_SHAPES = [
     (70, 90),
     (1, 90),
@@ -391,6 +400,18 @@ def test_magnitudes(backend: str, recipe: str, factor: float, dtype: torch.dtype
     dtype = torch.bfloat16 if dtype == torch.float16 else dtype  # which holds such magnitudes
     q, k, v = make(torch.float32, 65, 200)
     check(backend, recipe, (q * factor).to(dtype), (k / factor).to(dtype), (v * factor).to(dtype))
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e5, 1e7, -1e7, 1e30])
+def test_large_scores(backend: str, recipe: str, scale: float, dtype: torch.dtype) -> None:
+    """Scores whose last codes are worth any power of two: the nearest key takes all, in whichever tile it is."""
+    _, _, v = make(dtype, 200, 200)
+    k = torch.randn(1, 2, 200, 64).sign().to(dtype)
+    nearest = torch.randperm(200)
+    q = k[:, :, nearest] * (1 if scale > 0 else -1)
+    out, lse = sage.attention(q, k, v, scale=scale, recipe=recipe, backend=backend, return_lse=True)
+    compare(out, v[:, :, nearest], atol=0.01 * float(v.abs().max()), what="the nearest key's v")
+    compare(lse, torch.full_like(lse, 64 * abs(scale)), atol=0.0, rtol=0.03, what="lse")
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)

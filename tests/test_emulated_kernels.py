@@ -6,11 +6,18 @@ They are built and found as those of test_emulator.py. With a sanitizer only SAN
 from __future__ import annotations
 
 import pytest
+
 from test_emulator import run, sanitizer
 
 MODES = ("f16", "bf16", "f16acc", "f16acc_f32", "int8")
 INSTANCES = [f"sm80_fwd_{mode}_d{head_dim}" for head_dim in (64, 128, 256) for mode in MODES]
-SANITIZED = ["sm80_fwd_f16_d64", "sm80_fwd_bf16_d64", "sm80_fwd_f16acc_f32_d64", "sm80_fwd_int8_d64", "sm80_fwd_f16_d128"]
+SANITIZED = [
+    "sm80_fwd_f16_d64",
+    "sm80_fwd_bf16_d64",
+    "sm80_fwd_f16acc_f32_d64",
+    "sm80_fwd_int8_d64",
+    "sm80_fwd_f16_d128",
+]
 SCHEDULES = ["random:1", "random:2", "priority:1", "priority:2"]
 
 

@@ -59,6 +59,7 @@ def test_kernel_of_a_problem(recipe: str, dtype: str, head_dim: int, kernel: str
         ({"recipe": "sage1_int8(v_granularity=block)"}, "v_granularity channel only, got block"),
         ({"recipe": "sage2"}, "pv fp8_e4m3 with pv_accum fp32[+]fp32; there are fp16 with fp32, fp16 or"),
         ({"recipe": "sage1@cpu"}, "pv int16 with pv_accum int32"),
+        ({"seqlen_k": 2**28 + 1}, "seqlen_k up to 268435456, got 268435457"),
     ],
 )
 def test_refusals(fields: dict[str, Any], message: str) -> None:

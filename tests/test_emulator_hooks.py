@@ -38,8 +38,8 @@ ON_PURPOSE = {"warp_copy.cpp.o": ["cute::SM75_U32x1_MOVM_T::copy(unsigned int, u
 
 
 def test_no_unhooked_ptx() -> None:
-    found = {Path(path).name: names for path, names in unhooked_functions(OBJECTS).items()}
-    assert {name: names for name, names in found.items() if names != ON_PURPOSE.get(name)} == {}
+    found = unhooked_functions(OBJECTS)
+    assert {path: names for path, names in found.items() if names != ON_PURPOSE.get(Path(path).name)} == {}
 
 
 def _compile_command(needle: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -14,18 +15,27 @@ import torch
 from torch import Tensor
 
 import sage
+from bounds import DTYPES
 from compare import compare
 from distributions import nrmse
 from sage.reference import exact
 
-BACKENDS = ["cpu", "reference"]
+no_emulator = importlib.util.find_spec("sage._emulator") is None
+needs_emulator = pytest.mark.skipif(no_emulator, reason="sage._emulator was not built: -DSAGE_EMULATOR=ON")
+BACKENDS = ["cpu", "reference", pytest.param("emulator", marks=needs_emulator)]
+RECIPES = {"cpu": ("sage1@cpu", "int16"), "reference": ("sage1@cpu", "int16"), "emulator": ("sage1", "sage1_int8")}
 
 
 def make(
-    *, num_heads_kv: int = 2, seqlen_q: int = 20, seqlen_k: int = 24, requires_grad: bool = False
+    *,
+    num_heads_kv: int = 2,
+    seqlen_q: int = 20,
+    seqlen_k: int = 24,
+    requires_grad: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shapes = (2, 4, seqlen_q, 32), (2, num_heads_kv, seqlen_k, 32), (2, num_heads_kv, seqlen_k, 32)
-    return tuple(torch.randn(shape, requires_grad=requires_grad) for shape in shapes)
+    return tuple(torch.randn(shape, dtype=dtype, requires_grad=requires_grad) for shape in shapes)
 
 
 def op_arguments(
@@ -33,7 +43,7 @@ def op_arguments(
 ) -> tuple[Any, ...]:
     q, k, v = (
         t.transpose(1, 2).contiguous().detach().requires_grad_(requires_grad) if layout == "bshd" else t
-        for t in make(requires_grad=requires_grad)
+        for t in make(requires_grad=requires_grad, dtype=DTYPES[backend])
     )
     mask = torch.rand(2, 1, 20, 24) < 0.8
     return (
@@ -54,7 +64,10 @@ def op_arguments(
 
 
 def varlen_arguments(backend: str, recipe: str, *, requires_grad: bool = False) -> tuple[Any, ...]:
-    q, k, v = (torch.randn(shape, requires_grad=requires_grad) for shape in ((20, 4, 32), (24, 2, 32), (24, 2, 32)))
+    q, k, v = (
+        torch.randn(shape, dtype=DTYPES[backend], requires_grad=requires_grad)
+        for shape in ((20, 4, 32), (24, 2, 32), (24, 2, 32))
+    )
     of_q, of_k = (torch.tensor(n, dtype=torch.int32) for n in ((0, 8, 20), (0, 20, 24)))
     return q, k, v, of_q, of_k, None, 12, 20, False, 0.2, -1, 5, recipe, backend, True
 
@@ -64,13 +77,14 @@ def varlen_arguments(backend: str, recipe: str, *, requires_grad: bool = False) 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(backend: str, return_lse: bool, layout: str) -> None:
     torch.library.opcheck(
-        torch.ops.sage.attention.default, op_arguments(backend, "sage1@cpu", layout=layout, return_lse=return_lse)
+        torch.ops.sage.attention.default,
+        op_arguments(backend, RECIPES[backend][0], layout=layout, return_lse=return_lse),
     )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_varlen(backend: str) -> None:
-    torch.library.opcheck(torch.ops.sage.attention_varlen.default, varlen_arguments(backend, "sage1@cpu"))
+    torch.library.opcheck(torch.ops.sage.attention_varlen.default, varlen_arguments(backend, RECIPES[backend][0]))
 
 
 @pytest.mark.parametrize("layout", ["bhsd", "bshd"])
@@ -95,7 +109,13 @@ def test_compile(backend: str, dynamic: bool) -> None:
     def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         causal = sage.attention(q, k, v, is_causal=True, backend=backend)
         full, lse = sage.attention(
-            causal, k, v, attn_mask=mask[..., : k.shape[2]], backend=backend, recipe="int16", return_lse=True
+            causal,
+            k,
+            v,
+            attn_mask=mask[..., : k.shape[2]],
+            backend=backend,
+            recipe=RECIPES[backend][1],
+            return_lse=True,
         )
         return full + lse[..., None]
 
@@ -103,7 +123,7 @@ def test_compile(backend: str, dynamic: bool) -> None:
     graphs = torch._dynamo.testing.CompileCounter()
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend=graphs)
     for seqlen in (20, 33, 57):
-        inputs = make(seqlen_q=seqlen, seqlen_k=seqlen + 2)
+        inputs = make(seqlen_q=seqlen, seqlen_k=seqlen + 2, dtype=DTYPES[backend])
         assert torch.equal(compiled(*inputs), model(*inputs))
     assert graphs.frame_count == (1 if dynamic else 3)
 
@@ -134,11 +154,16 @@ def test_compile_recipe_objects() -> None:
         assert torch.equal(compiled(q, k, v, recipe), sage.attention(q, k, v, recipe=recipe))
 
 
-def test_compile_varlen() -> None:
-    q, k, v, of_q, of_k, *_ = varlen_arguments("cpu", "int16")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compile_varlen(backend: str) -> None:
+    q, k, v, of_q, of_k, *_ = varlen_arguments(backend, RECIPES[backend][1])
+
+    def model(*inputs: Tensor) -> Tensor:
+        return sage.attention_varlen(*inputs, 12, 20, recipe=RECIPES[backend][1], backend=backend)
+
     torch._dynamo.reset()
-    compiled = torch.compile(sage.attention_varlen, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(q, k, v, of_q, of_k, 12, 20), sage.attention_varlen(q, k, v, of_q, of_k, 12, 20))
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(q, k, v, of_q, of_k), model(q, k, v, of_q, of_k))
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])

@@ -46,6 +46,10 @@ Status AttnPlan::create(AttnDesc const& desc, AttnPlan* plan) {
     plan->workspace_bytes_ = cuda_workspace_bytes(desc, *kernels);
   }
   plan->desc_ = desc;
+  // A window that is wider than the sequences hides nothing. Open, it takes part in no sum that could overflow.
+  int64_t const widest = desc.seqlen_q + desc.seqlen_k;
+  if (desc.window_left >= widest) plan->desc_.window_left = -1;
+  if (desc.window_right >= widest) plan->desc_.window_right = -1;
   return {};
 }
 

@@ -56,6 +56,8 @@ Status select_cuda(AttnDesc const& d, CudaForward const** kernels) {
   if (Status status = cuda_limits(d.device.index, &limits); !status.ok()) return status;
   if (Status status = check_architecture(limits.architecture); !status.ok()) return status;
   SAGE_SUPPORT(d.dtype != DType::kFloat32, "the CUDA kernels serve dtype float16 and bfloat16 only, got float32");
+  SAGE_SUPPORT(d.seqlen_k <= kMaxSeqlen, "the CUDA kernels serve seqlen_k up to %lld, got %lld",
+               static_cast<long long>(kMaxSeqlen), static_cast<long long>(d.seqlen_k));
   Recipe const& r = d.recipe;
   DType const operand = r.pv_accum == PvAccum::kFp32 ? d.dtype : DType::kFloat16;
   for (CudaForward const& candidate : kCudaForward) {  // by ascending head_dim

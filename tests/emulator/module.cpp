@@ -12,9 +12,15 @@ namespace py = pybind11;
 
 static void configure(std::optional<std::string> const& schedule, std::optional<std::string> const& async_timing,
                       std::optional<std::string> const& accumulate) {
-  if (schedule) simt::configure_schedule(schedule->c_str());
-  if (async_timing) simt::configure_async(async_timing->c_str());
-  if (accumulate) simt::configure_accumulate(accumulate->c_str());
+  simt::Config const before = simt::configuration();
+  try {
+    if (schedule) simt::configure_schedule(schedule->c_str());
+    if (async_timing) simt::configure_async(async_timing->c_str());
+    if (accumulate) simt::configure_accumulate(accumulate->c_str());
+  } catch (...) {
+    simt::configure(before);  // all of it or nothing
+    throw;
+  }
 }
 
 static py::dict stats() {

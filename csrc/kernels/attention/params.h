@@ -8,7 +8,7 @@
 
 namespace sage {
 
-constexpr int64_t kMaxSeqlen = int64_t{1} << 28;  // keys: what 32-bit tile arithmetic holds at head_dim 256
+constexpr int64_t kMaxSeqlen = int64_t{1} << 28;  // of K: what 32-bit tile arithmetic holds at head_dim 256
 
 struct AttnParams {
   // Quantized operands (common/quant_format.h).

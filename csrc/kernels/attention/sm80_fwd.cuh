@@ -87,6 +87,10 @@ struct AttnFwd {
   // conversion: |q . k| <= 127 * 127 * 256 < 2^22.
   static constexpr uint32_t kSeed = 0x4B400000u;
   static constexpr float kBias = 12582912.f;
+  // Up to this scale the bias is part of a row's offset, kBias * scale + maximum, whose rounding is worth up to 1.5
+  // steps of q . k and changes a row's P by up to 2^0.2. With larger steps P would overflow, or vanish: there the bias
+  // goes first, as it does for masks.
+  static constexpr float kMaxBiasedScale = .125f;
 
   using Scores = uint32_t[kMTiles][kBlockN / 8][4];  // accumulator fragments
   using PerRow = float[kMTiles][2];                  // rows lane / 4 and lane / 4 + 8 of each 16-row tile
@@ -146,7 +150,7 @@ struct AttnFwd {
         Scores s;
         multiply_qk(s, mine, tile.k + lane / 8 % 2 * 1024 + (lane / 16 * 8 + lane % 8) * 16, seed);
         float unit = scale, bias = kBias;  // score = (s - bias) * unit
-        if (n < place.whole_first || n >= place.whole_last || p.mask.data) {
+        if (n < place.whole_first || n >= place.whole_last || p.mask.data || scale > kMaxBiasedScale) {
           tile::mask_scores(s, unit, bias, place.visible(p), p.mask, place.batch, place.head,
                             place.row + arch::warp_index() * 16 * kMTiles, int64_t{n} * kBlockN);
           unit = 1.f;

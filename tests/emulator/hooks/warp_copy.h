@@ -44,12 +44,11 @@ struct CallStmatrix {
 inline void check_vector_copy(void const* source, void const* destination, uint32_t bytes) {
   if (!t_self) return;  // not in a kernel
   for (void const* p : {source, destination}) {
-    auto const address = reinterpret_cast<uintptr_t>(p);
-    auto const offset = address - reinterpret_cast<uintptr_t>(self().cta->smem);
-    if (offset < self().cta->smem_bytes) {
-      check_smem("vector copy", static_cast<uint32_t>(offset), bytes, bytes);
-      if (bytes >= 16) check_landed("vector copy", static_cast<uint32_t>(offset), bytes);
-    } else if (address % bytes != 0) {
+    if (is_shared(p)) {
+      uint32_t const offset = smem_offset(p);
+      check_smem("vector copy", offset, bytes, bytes);
+      if (bytes >= 16) check_landed("vector copy", offset, bytes);
+    } else if (reinterpret_cast<uintptr_t>(p) % bytes != 0) {
       fail("vector copy of %u bytes: the address %p is misaligned", bytes, p);
     }
   }

@@ -3,12 +3,12 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <new>
-#include <stdexcept>
 
 #include "common/quant_format.h"
 
@@ -50,23 +50,27 @@ Tensor::Tensor(Layout layout, int64_t batch, int64_t heads, int64_t rows, int64_
     case Layout::kFarBatches: view_ = {nullptr, kFar, rows * head_dim, head_dim}; break;
     case Layout::kFarHeads: view_ = {nullptr, kFar * heads, kFar, head_dim}; break;
   }
+  bool const far = layout == Layout::kFarBatches || layout == Layout::kFarHeads;
   int64_t const last = rows == 0 ? 0
                                  : (batch - 1) * view_.stride_batch + (heads - 1) * view_.stride_head +
                                        (rows - 1) * view_.stride_seq + head_dim;
-  if (layout == Layout::kFarBatches || layout == Layout::kFarHeads) {
-    mapped_bytes_ = static_cast<size_t>(last) * 2;
-    mapped_ = mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (mapped_ == MAP_FAILED) throw std::bad_alloc();
-    view_.data = mapped_;
-  } else {
-    storage_.assign(static_cast<size_t>(offset + last + guard), kNan);
-    view_.data = storage_.data() + offset;
-  }
+  int64_t const elements = offset + last + guard;
+  size_t const page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), bytes = static_cast<size_t>(elements) * 2;
+  mapped_bytes_ = (bytes + page - 1) / page * page + page;
+  void* const mapped =
+      mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  mapped_ = static_cast<char*>(mapped);
+  char* const end = mapped_ + mapped_bytes_ - page;
+  if (mprotect(end, page, PROT_NONE) != 0) throw std::bad_alloc();
+  // The start of what is aligned must be aligned: then a few elements more than these can be read.
+  begin_ = reinterpret_cast<uint16_t*>(end - (bytes + 15) / 16 * 16);
+  size_ = far ? 0 : elements;
+  std::fill_n(begin_, size_, kNan);
+  view_.data = begin_ + offset;
 }
 
-Tensor::~Tensor() {
-  if (mapped_) munmap(mapped_, mapped_bytes_);
-}
+Tensor::~Tensor() { munmap(mapped_, mapped_bytes_); }
 
 uint16_t* Tensor::row(int64_t batch, int64_t head, int64_t row) const {
   return static_cast<uint16_t*>(view_.data) + batch * view_.stride_batch + head * view_.stride_head +
@@ -78,17 +82,16 @@ bool Tensor::is_aligned() const {
          view_.stride_head % 8 == 0 && view_.stride_seq % 8 == 0;
 }
 
-void Tensor::remember() { remembered_ = storage_; }
+void Tensor::remember() { remembered_.assign(begin_, begin_ + size_); }
 
-bool Tensor::is_unchanged() const { return remembered_ == storage_; }
+bool Tensor::is_unchanged() const { return std::equal(remembered_.begin(), remembered_.end(), begin_, begin_ + size_); }
 
 bool Tensor::is_clean_between() const {
-  std::vector<uint16_t> between = storage_;
-  if (between.empty()) return true;
+  if (size_ == 0) return true;
+  std::vector<uint16_t> between(begin_, begin_ + size_);
   for (int64_t b = 0; b < batch_; ++b) {
     for (int64_t h = 0; h < heads_; ++h) {
-      for (int64_t r = 0; r < rows_; ++r)
-        std::fill_n(between.data() + (row(b, h, r) - storage_.data()), head_dim_, kNan);
+      for (int64_t r = 0; r < rows_; ++r) std::fill_n(between.data() + (row(b, h, r) - begin_), head_dim_, kNan);
     }
   }
   return std::all_of(between.begin(), between.end(), [](uint16_t x) { return x == kNan; });
@@ -236,7 +239,8 @@ void Problem::make_v() {
       for (int64_t j = 0; j < seqlen_k(b); ++j) {
         uint16_t* const row = v_row(b, h, j);
         for (int d = 0; d < dim; ++d) {
-          float x = std::ldexp(normal() + static_cast<float>(d % 3), exponent);
+          float const mean = case_.data == Data::kNormal ? 0.f : static_cast<float>(d % 3);
+          float x = std::ldexp(normal() + mean, exponent);
           if (desc.recipe.pv == sage::PvFormat::kInt8 && case_.data != Data::kNormal) {
             int const code = j == d % seqlen_k(b) ? 127 : uniform(-127, 127);
             x = std::ldexp(static_cast<float>(code), -(d + h + b) % 5 - 4);

@@ -62,7 +62,8 @@ struct Case {
   std::vector<int> steps = {};
 };
 
-// 16-bit (batch, heads, rows, head_dim). What lies between the elements holds NaN, as they do at first.
+// 16-bit (batch, heads, rows, head_dim). What lies between the elements holds NaN, as they do at first; behind the last
+// one is a page that cannot be read.
 class Tensor {
  public:
   // `guard` elements follow the last one, and count as lying between them.
@@ -74,16 +75,19 @@ class Tensor {
   sage::TensorView view() const { return view_; }
   bool is_aligned() const;  // data and strides are multiples of 16 bytes
 
-  void remember();                // what is_unchanged compares with
-  bool is_unchanged() const;      // also true of the far layouts, of which nothing is remembered
-  bool is_clean_between() const;  // what lies between the elements still holds NaN; far layouts are not looked at
+  // These look at nothing in the far layouts, and are true.
+  void remember();  // what is_unchanged compares with
+  bool is_unchanged() const;
+  bool is_clean_between() const;  // what lies between the elements still holds NaN
 
  private:
   int64_t batch_, heads_, rows_, head_dim_;
   sage::TensorView view_;
-  std::vector<uint16_t> storage_, remembered_;  // empty where the memory is mapped
-  size_t mapped_bytes_ = 0;
-  void* mapped_ = nullptr;
+  char* mapped_;
+  size_t mapped_bytes_;
+  uint16_t* begin_;  // of the elements and what lies between them
+  int64_t size_;     // 0: a far layout
+  std::vector<uint16_t> remembered_;
 };
 
 float to_float(uint16_t bits, sage::DType dtype);

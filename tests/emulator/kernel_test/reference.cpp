@@ -213,6 +213,11 @@ Comparison compare_elements(Problem const& p) {
   return result;
 }
 
+// The larger one; NaN if one of them is.
+static void raise(double& most, double x) {
+  if (most == most && !(x <= most)) most = x;
+}
+
 Comparison compare_recipe(Problem const& p) {
   double squared_error = 0, squared = 0, max_error = 0, lse_error = 0;
   for_each_row(p, [&](int b, int h, int64_t i, Row const& row) {
@@ -222,16 +227,16 @@ Comparison compare_recipe(Problem const& p) {
       double const error = std::fabs(to_float(p.out_row(b, h, i)[d], p.desc.dtype) - expected);
       squared_error += error * error;
       squared += expected * expected;
-      if (!(error <= max_error)) max_error = error;
+      raise(max_error, error);
     }
     double const error = p.lse(b, h, i) == row.lse() ? 0. : std::fabs(p.lse(b, h, i) - row.lse());
-    if (!(error <= lse_error)) lse_error = error;
+    raise(lse_error, error);
   });
-  // About 1.5 times what the recipes have on these problems: INT8 of normal Q and K, where the largest of a group is
-  // about 3.5, has an error of .8 % of each; INT8 P and V add theirs.
+  // About 1.5 times what the recipes have on these problems, at head_dim 64 to 256: NRMSE .008 to .0135, with INT8 P
+  // and V to .0165, a largest error of .025, and .021 in the LSE.
   bool const integer = p.desc.recipe.pv == sage::PvFormat::kInt8;
-  double const nrmse = std::sqrt(squared_error / squared), nrmse_limit = integer ? .03 : .02;
-  double const max_limit = integer ? .05 : .04, lse_limit = .03;
+  double const nrmse = std::sqrt(squared_error / squared), nrmse_limit = integer ? .025 : .02;
+  double const max_limit = .04, lse_limit = .03;
   Comparison result{"", std::max({nrmse / nrmse_limit, max_error / max_limit, lse_error / lse_limit})};
   if (!(nrmse <= nrmse_limit && max_error <= max_limit && lse_error <= lse_limit)) {
     result.worst = INFINITY;

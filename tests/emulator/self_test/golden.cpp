@@ -2,6 +2,7 @@
 // replayer's own test, with vectors that the emulator makes and corrupted copies of them.
 #include "golden/vectors.h"
 
+#include <unistd.h>
 #include <cute/tensor.hpp>
 
 #include <algorithm>
@@ -87,7 +88,7 @@ size_t replay_file(Registry const& registry, std::string const& path) {
 }
 
 void check_replayer(Registry const& registry) {
-  auto const path = std::filesystem::temp_directory_path() / ("sage-golden-" + std::to_string(std::rand()) + ".txt");
+  auto const path = std::filesystem::temp_directory_path() / ("sage-golden-" + std::to_string(getpid()) + ".txt");
   auto const replay_changed = [&](auto change, bool truncate = false) {
     std::ostringstream text;
     golden::write_header(text, "the emulator");

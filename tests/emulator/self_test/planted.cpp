@@ -13,6 +13,12 @@ alignas(16) char source[128 * 16];
 // Threads read what the next warp has copied to shared memory by cp.async, time and again.
 void run(char const* fault) {
   auto const plant = [fault](char const* name) { return !std::strcmp(fault, name); };
+  if (plant("after_error")) {  // and the race of no_second_barrier: what waited at the error must not hide it
+    CHECK_ERROR("__trap", simt::launch(1, 128, 16, [](char*) {
+                  if (threadIdx.x == 127) __trap();
+                  __syncthreads();
+                }));
+  }
   int wrong = 0;
   simt::launch(1, 128, sizeof(source), [&](char* smem) {
     unsigned const thread = threadIdx.x, next = (thread + 32) % 128;
@@ -24,7 +30,8 @@ void run(char const* fault) {
       int value;
       std::memcpy(&value, smem + next * 16, 4);
       if (value != static_cast<int>(next)) atomicAdd(&wrong, 1);
-      if (!plant("no_second_barrier")) __syncthreads();  // nobody still reads what the next round overwrites
+      if (!plant("no_second_barrier") && !plant("after_error"))
+        __syncthreads();  // nobody still reads what the next round overwrites
       if (plant("no_wait")) simt::cp_async_wait_all();
     }
     if (plant("out_of_range") && thread == 77) smem[sizeof(source)] = 1;

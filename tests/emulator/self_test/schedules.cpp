@@ -1,7 +1,9 @@
 // The configuration, the schedules and the launch: what they reach, that they repeat, and that errors leave nothing
 // behind.
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 #include "arch/launch.h"
@@ -124,6 +126,49 @@ void check_launch() {
   CHECK_EQUAL(wrong, 0);
 }
 
+// Objects of threads that wait, or have not begun, when another one fails.
+void check_unwinding() {
+  static std::atomic<int> alive;
+  struct Counted {
+    Counted() { ++alive; }
+    ~Counted() { --alive; }
+  };
+  for (int round = 0; round < 2; ++round) {
+    CHECK_ERROR("thread 70: __trap", simt::launch(1, 128, 64, [](char*) {
+                  Counted const counted;
+                  if (threadIdx.x == 70) __trap();
+                  threadIdx.x % 64 < 32 ? __syncthreads() : __syncwarp();
+                }));
+    CHECK_EQUAL(alive.load(), 0);
+    CHECK_ERROR("deadlock", simt::launch(1, 64, 64, [](char*) {
+                  Counted const counted;
+                  if (threadIdx.x < 63) __syncthreads();
+                }));
+    CHECK_EQUAL(alive.load(), 0);
+  }
+}
+
+// From several OS threads at once, every third of them with an error.
+void check_concurrent_launches() {
+  constexpr int kCallers = 6, kBlocks = 7, kRounds = 20;
+  std::atomic<int> wrong = 0;
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < kCallers; ++caller) {
+    callers.emplace_back([caller, &wrong] {
+      int const fail_in_block = caller % 3 == 0 ? 5 : kBlocks;
+      for (int round = 0; round < kRounds; ++round) {
+        std::vector<int> sums(kBlocks);
+        sage::Status const status =
+            sage::arch::enqueue<SumKernel>("sum", {sums.data(), fail_in_block}, kBlocks, nullptr);
+        wrong += status.ok() != (fail_in_block == kBlocks);
+        for (int block = 0; block < fail_in_block; ++block) wrong += status.ok() && sums[block] != 63 * 32 + 64 * block;
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  CHECK_EQUAL(wrong.load(), 0);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -138,5 +183,7 @@ int main(int count, char** arguments) {
   check_race();
 #endif
   check_launch();
+  check_unwinding();
+  check_concurrent_launches();
   return self_test::finish("schedules");
 }

@@ -52,10 +52,10 @@ void check_cluster() {
     int arrived = 0, seen_by_last = 0;
     run(96, [&](char*) {
       for (int i = 0; i < phase + 1; ++i) {
-        ++arrived;
+        atomicAdd(&arrived, 1);
         i % 2 ? cluster_arrive() : cluster_arrive_relaxed();
         cluster_wait();
-        if (arrived != 96 * (i + 1)) ++seen_by_last;
+        if (arrived != 96 * (i + 1)) atomicAdd(&seen_by_last, 1);
         cluster_sync();
       }
     });
@@ -80,10 +80,10 @@ void check_elect() {
       for (int i = 0; i < 2; ++i) {
         if (!elect_one_sync()) continue;
         ++elected[warp()];
-        others += threadIdx.x % 32 != 0;
+        if (threadIdx.x % 32 != 0) atomicAdd(&others, 1);
       }
       auto const [is_leader, leader] = elect_one_leader_sync();
-      others += is_leader != (threadIdx.x % 32 == leader);
+      if (is_leader != (threadIdx.x % 32 == leader)) atomicAdd(&others, 1);
     });
     CHECK(elected[0] == 2 && elected[1] == 2 && others == 0);
   });
@@ -94,11 +94,11 @@ void check_named_barriers() {
     int produced = 0, early = 0;
     run(128, [&](char*) {
       if (warp() < 2) {
-        ++produced;
+        atomicAdd(&produced, 1);
         NamedBarrier::arrive(128, 1);
       } else {
         NamedBarrier(128, 1).arrive_and_wait();
-        early += produced != 64;
+        if (produced != 64) atomicAdd(&early, 1);
       }
     });
     CHECK_EQUAL(early, 0);

@@ -174,6 +174,10 @@ void check_misuse() {
                 alignas(16) char registers[16] = {};
                 copy_vector<uint128_t>(registers, smem + 96);
               }));
+  CHECK_ERROR("outside of the block's 100 bytes of shared memory: offset 112", simt::launch(1, 1, 100, [](char* smem) {
+                alignas(16) char registers[16] = {};
+                copy_vector<uint128_t>(registers, smem + 112);
+              }));
   CHECK_ERROR("vector copy: an asynchronous copy to shared address 0 was issued and not waited for",
               simt::launch(1, 1, 64, [](char* smem) {
                 alignas(16) char registers[16] = {};
@@ -185,6 +189,27 @@ void check_misuse() {
                 SM75_U32x1_MOVM_T::copy(source, destination);
               }));
 }
+
+#if !SIMT_ASAN && !SIMT_TSAN
+// In a build without sanitizers the compiler tells of all stores.
+template <class T>
+void store(int offset) {
+  simt::launch(1, 2, 100, [offset](char* smem) {
+    if (threadIdx.x == 1) *reinterpret_cast<T volatile*>(smem + offset) = 1;
+    __syncthreads();
+  });
+}
+
+void check_plain_stores() {
+  CHECK(self_test::error_of([] { store<int>(96); }).empty());
+  CHECK_ERROR("thread 1: store of 8 bytes at shared address 96, outside of the block's 100 bytes", store<int64_t>(96));
+  CHECK_ERROR("store of 1 bytes at shared address 100, outside", store<char>(100));
+  CHECK_ERROR("store of 1 bytes at shared address -1, outside", store<char>(-1));
+  CHECK_ERROR("store of 4 bytes at shared address 6, which is not a multiple of that", store<int>(6));
+  // A copy of bytes may be one unaligned store here and none of the GPU's.
+  simt::launch(1, 1, 100, [](char* smem) { std::memcpy(smem + 5, elsewhere, 4); });
+}
+#endif
 
 }  // namespace
 
@@ -213,5 +238,8 @@ int main() {
   check_cp_async<SM80_CP_ASYNC_CACHEGLOBAL_ZFILL, uint128_t>();
   if (!SIMT_ASAN) check_misaligned();  // else UndefinedBehaviorSanitizer stops at the references
   check_misuse();
+#if !SIMT_ASAN && !SIMT_TSAN
+  check_plain_stores();
+#endif
   return self_test::finish("warp_copy");
 }

@@ -50,12 +50,18 @@ void note_generic_write(Thread const& writer, uint32_t offset, uint32_t bytes) {
   write_records(block, offset, bytes, record(block, writer.index, kData));
 }
 
-void note_generic_write(void const* p, size_t bytes) {
-  Machine* const m = t_machine;  // of the fast path: most stores are to memory of the thread's own
-  if (m == nullptr) return;
-  uintptr_t const offset = reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(m->cta.smem);
-  if (offset >= m->cta.smem_bytes || t_self == nullptr) return;
-  note_generic_write(*t_self, static_cast<uint32_t>(offset), static_cast<uint32_t>(bytes));
+void note_plain_store(void const* p, size_t bytes, size_t alignment) {
+  if (t_self == nullptr || !is_shared(p)) return;  // most stores are to memory of the thread's own
+  Cta const& cta = *t_self->cta;
+  auto const offset = static_cast<size_t>(static_cast<char const*>(p) - cta.smem);
+  if (offset >= cta.smem_bytes || bytes > cta.smem_bytes - offset) {
+    fail_at_wait("store of %zu bytes at shared address %lld, outside of the block's %zu bytes", bytes,
+                 static_cast<long long>(offset), cta.smem_bytes);
+  } else if (offset % alignment != 0) {
+    fail_at_wait("store of %zu bytes at shared address %zu, which is not a multiple of that", bytes, offset);
+  } else {
+    note_generic_write(*t_self, static_cast<uint32_t>(offset), static_cast<uint32_t>(bytes));
+  }
 }
 
 void note_barrier_init(void const* p) {
@@ -106,14 +112,14 @@ void note_async_write(char const* what, uint32_t offset, uint32_t bytes) {
 }  // namespace simt
 
 #if !SIMT_ASAN
-// What -fsanitize=kernel-address calls before stores, and elsewhere.
+// What -fsanitize=kernel-address calls before stores, and elsewhere. They must not throw, the compiler knows them.
 extern "C" {
-void __asan_store1_noabort(void const* p) { simt::note_generic_write(p, 1); }
-void __asan_store2_noabort(void const* p) { simt::note_generic_write(p, 2); }
-void __asan_store4_noabort(void const* p) { simt::note_generic_write(p, 4); }
-void __asan_store8_noabort(void const* p) { simt::note_generic_write(p, 8); }
-void __asan_store16_noabort(void const* p) { simt::note_generic_write(p, 16); }
-void __asan_storeN_noabort(void const* p, size_t bytes) { simt::note_generic_write(p, bytes); }
+void __asan_store1_noabort(void const* p) { simt::note_plain_store(p, 1, 1); }
+void __asan_store2_noabort(void const* p) { simt::note_plain_store(p, 2, 2); }
+void __asan_store4_noabort(void const* p) { simt::note_plain_store(p, 4, 4); }
+void __asan_store8_noabort(void const* p) { simt::note_plain_store(p, 8, 8); }
+void __asan_store16_noabort(void const* p) { simt::note_plain_store(p, 16, 16); }
+void __asan_storeN_noabort(void const* p, size_t bytes) { simt::note_plain_store(p, bytes, 1); }
 void __asan_handle_no_return() {}
 void __asan_before_dynamic_init(void const*) {}
 void __asan_after_dynamic_init() {}

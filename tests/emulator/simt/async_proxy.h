@@ -15,10 +15,10 @@
 
 namespace simt {
 
-// The running thread stored these bytes through the generic proxy. Outside of shared memory: nothing happens.
-void note_generic_write(void const* p, size_t bytes);
-// The same for a store that happens now on behalf of another thread.
+// `writer` stores these bytes of shared memory through the generic proxy.
 void note_generic_write(Thread const& writer, uint32_t offset, uint32_t bytes);
+// Plain code is about to store to p, which need not be shared memory. An `alignment` of 1 is no demand.
+void note_plain_store(void const* p, size_t bytes, size_t alignment);
 // The running thread initialised the mbarrier at p: the fence that the asynchronous proxy needs here is either one.
 void note_barrier_init(void const* p);
 void fence_proxy_async();   // fence.proxy.async: of all that the running thread has stored

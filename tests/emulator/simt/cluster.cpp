@@ -7,6 +7,7 @@ namespace simt {
 namespace {
 
 auto& barrier() {
+  NoTrack no_track;
   Sm90Block& block = sm90_block();
   if (block.cluster_barrier.thread_generation.empty()) {
     block.cluster_barrier.thread_generation.resize(block.cta.nthreads);
@@ -22,8 +23,8 @@ void check_cluster_rank(char const* what, uint32_t rank) {
 
 void cluster_arrive() {
   auto& b = barrier();
-  hb_release(&b.hb[b.generation & 1]);
   NoTrack no_track;
+  hb_release(&b.hb[b.generation & 1]);
   unsigned& mine = b.thread_generation[self().index];
   if (mine != 0) fail("barrier.cluster.arrive: the thread has arrived before and not waited since");
   mine = b.generation + 1;

@@ -25,6 +25,9 @@
 
 using std::max;
 using std::min;
+// On the device these are fmaxf and fminf, which return the other argument for a NaN.
+inline float max(float a, float b) { return std::fmax(a, b); }
+inline float min(float a, float b) { return std::fmin(a, b); }
 
 // CUTLASS's debug assertions are asm("brkpt;").
 asm(".macro brkpt\n int3\n .endm\n");
@@ -105,7 +108,12 @@ inline int __float_as_int(float x) { return ::simt::bit_cast<int>(x); }
 inline unsigned __float_as_uint(float x) { return ::simt::bit_cast<unsigned>(x); }
 inline float __int_as_float(int x) { return ::simt::bit_cast<float>(x); }
 inline float __uint_as_float(unsigned x) { return ::simt::bit_cast<float>(x); }
-inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyint(x)); }
+// Saturates, and makes 0 of a NaN (PTX ISA, cvt).
+inline int __float2int_rn(float x) {
+  if (std::isnan(x)) return 0;
+  if (x >= 0x1p31f) return INT32_MAX;
+  return x <= -0x1p31f ? INT32_MIN : static_cast<int>(std::nearbyint(x));
+}
 inline float __int2float_rn(int x) { return static_cast<float>(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float a, float b) { return a / b; }
@@ -117,7 +125,14 @@ T __ldg(T const* p) {
   return *p;
 }
 inline int __dp4a(int a, int b, int c) {
-  for (int i = 0; i < 4; ++i) c += static_cast<int8_t>(a >> (8 * i)) * static_cast<int8_t>(b >> (8 * i));
+  auto sum = static_cast<unsigned>(c);  // wraps around
+  for (int i = 0; i < 4; ++i) {
+    sum += static_cast<unsigned>(static_cast<int8_t>(a >> (8 * i)) * static_cast<int8_t>(b >> (8 * i)));
+  }
+  return static_cast<int>(sum);
+}
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
+  for (int i = 0; i < 4; ++i) c += (a >> (8 * i) & 255) * (b >> (8 * i) & 255);
   return c;
 }
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {

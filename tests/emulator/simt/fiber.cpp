@@ -40,7 +40,7 @@ static void start_context(Fiber& fiber, size_t stack_bytes, void (*entry)()) {
   context->uc_link = nullptr;
   makecontext(context, entry, 0);
 }
-static void switch_context(Fiber& from, Fiber& to) {
+SIMT_NO_TSAN static void switch_context(Fiber& from, Fiber& to) {
   if (!from.stack_pointer) from.stack_pointer = new ucontext_t;
   swapcontext(static_cast<ucontext_t*>(from.stack_pointer), static_cast<ucontext_t*>(to.stack_pointer));
 }
@@ -81,7 +81,9 @@ static void start_context(Fiber& fiber, size_t stack_bytes, void (*entry)()) {
   for (int i = 0; i < 6; ++i) *--top = nullptr;
   fiber.stack_pointer = top;
 }
-static void switch_context(Fiber& from, Fiber& to) { simt_switch_stack(&from.stack_pointer, to.stack_pointer); }
+SIMT_NO_TSAN static void switch_context(Fiber& from, Fiber& to) {
+  simt_switch_stack(&from.stack_pointer, to.stack_pointer);
+}
 
 #endif
 

@@ -4,6 +4,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -51,28 +52,45 @@ struct FirstError {
   std::string what;
 };
 
-// Runs blocks until there are none or one has failed.
+// A machine of the pool, as this OS thread's.
+struct MachineLease {
+  explicit MachineLease(Config const& config) : machine(take_machine()) {
+    machine->config = config;
+    fiber_adopt_os_thread(machine->main);
+    t_machine = machine;
+  }
+  ~MachineLease() {
+    t_machine = nullptr;
+    collect_stats();
+    return_machine(machine);
+  }
+  MachineLease(MachineLease const&) = delete;
+  Machine* const machine;
+};
+
+// Runs blocks until there are none or one has failed. Does not throw, as it is what an OS thread runs.
 void run_blocks(LaunchParams const& params, Config const& config, uint64_t num_blocks, std::atomic<uint64_t>& next,
                 FirstError& error) {
-  Machine* const machine = take_machine();
-  machine->config = config;
-  t_machine = machine;
-  fiber_adopt_os_thread(machine->main);
-  for (uint64_t block; (block = next.fetch_add(1)) < num_blocks;) {
-    run_block(*machine, params, block);
-    if (machine->error.empty()) continue;
+  uint64_t block = 0;
+  auto const record = [&](std::string const& what) {
     next = num_blocks;
     std::lock_guard const lock(error.mutex);
-    if (block < error.block) {
-      error.block = block;
-      error.what = std::string("kernel ") + params.name + ", block " + std::to_string(block) +
-                   (machine->error_thread < 0 ? "" : ", thread " + std::to_string(machine->error_thread)) + ": " +
-                   machine->error;
+    if (block >= error.block) return;
+    error.block = block;
+    error.what = std::string("kernel ") + params.name + ", block " + std::to_string(block) + what;
+  };
+  try {
+    MachineLease const lease(config);
+    Machine& machine = *lease.machine;
+    while ((block = next.fetch_add(1)) < num_blocks) {
+      run_block(machine, params, block);
+      if (machine.error.empty()) continue;
+      std::string const thread = machine.error_thread < 0 ? "" : ", thread " + std::to_string(machine.error_thread);
+      record(thread + ": " + machine.error);
     }
+  } catch (std::exception const& failure) {  // no memory for a block
+    record(std::string(": ") + failure.what());
   }
-  t_machine = nullptr;
-  collect_stats();
-  return_machine(machine);
 }
 
 }  // namespace
@@ -124,7 +142,11 @@ void launch(LaunchParams const& params) {
   uint64_t const cores = SIMT_TSAN ? 1 : std::max(1u, std::thread::hardware_concurrency());
   std::vector<std::thread> helpers;
   for (uint64_t i = 1; i < std::min(cores, num_blocks); ++i) {
-    helpers.emplace_back([&] { run_blocks(params, config, num_blocks, next, error); });
+    try {
+      helpers.emplace_back([&] { run_blocks(params, config, num_blocks, next, error); });
+    } catch (std::system_error const&) {
+      break;  // the system has no more threads; those that there are do the work
+    }
   }
   run_blocks(params, config, num_blocks, next, error);
   for (std::thread& helper : helpers) helper.join();

@@ -23,6 +23,18 @@ void fail(char const* format, ...) {
   throw Error(message);
 }
 
+void fail_at_wait(char const* format, ...) {
+  Machine& m = machine();
+  if (!m.error.empty()) return;
+  char message[512];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(message, sizeof(message), format, arguments);
+  va_end(arguments);
+  m.error = message;
+  m.error_thread = static_cast<int>(self().index);
+}
+
 // ---- Scheduler ----------------------------------------------------------------------------------------------------
 
 namespace {
@@ -32,6 +44,10 @@ constexpr uint64_t kEnginePeriod = 4;       // kRandom: switches between two ope
 constexpr uint64_t kMaxPolls = 1000;        // without success, per thread, before it counts as a deadlock
 constexpr uint64_t kLandPeriod = 8;         // kRandom: switches between two landings of a cp.async, on average
 
+// Thrown where a thread waits when its block has failed, so that nothing of it is left: neither objects on its stack
+// nor what it told a sanitizer (NoTrack).
+struct Unwound {};
+
 SIMT_NO_TSAN void record_error(Machine& m, int thread, char const* what) {
   NoTrack no_track;
   if (!m.error.empty()) return;
@@ -40,6 +56,11 @@ SIMT_NO_TSAN void record_error(Machine& m, int thread, char const* what) {
 }
 
 SIMT_NO_TSAN void run_engine_op(Machine& m, EngineOp const& op) {
+  std::function<void()> const* run;
+  {
+    NoTrack no_track;  // on the issuer's stack or in the queue: the engine itself must not be seen to read it
+    run = op.run.get();
+  }
 #if SIMT_TSAN
   if (!m.engine_tsan_fiber) {
     m.engine_tsan_fiber = __tsan_create_fiber(0);
@@ -50,7 +71,7 @@ SIMT_NO_TSAN void run_engine_op(Machine& m, EngineOp const& op) {
 #endif
   hb_acquire(&op.issuer->async_proxy);
   try {
-    (*op.run)();
+    (*run)();
   } catch (std::exception const& error) {
     record_error(m, -1, error.what());
   }
@@ -92,6 +113,7 @@ SIMT_NO_TSAN Thread* take_ready(Machine& m) {
 }
 
 SIMT_NO_TSAN void run_one_engine_op(Machine& m) {
+  NoTrack no_track;
   bool const random = m.config.async == AsyncTiming::kRandom;
   auto const op = m.engine_ops.begin() + (random ? m.random() % m.engine_ops.size() : 0);
   EngineOp const taken = std::move(*op);
@@ -113,7 +135,7 @@ SIMT_NO_TSAN Thread* pick_next(Machine& m) {
 SIMT_NO_TSAN void switch_from(Thread& me, bool forever) {
   Machine& m = *t_machine;
   Thread* next = nullptr;
-  if (!forever || m.error.empty()) {
+  if (m.error.empty()) {
     NoTrack no_track;
     next = pick_next(m);
   }
@@ -121,20 +143,23 @@ SIMT_NO_TSAN void switch_from(Thread& me, bool forever) {
   ++t_stats.switches;
   t_self = next;
   fiber_switch(me, next ? *next : m.main, forever);
+  if (m.unwinding) throw Unwound();
 }
 
-// What a CUDA thread is.
+// What a CUDA thread is. When the block has failed before it began, nothing.
 SIMT_NO_TSAN void run_thread() {
   fiber_entered();
   Machine& m = machine();
   Thread& me = self();
   hb_acquire(&m.cta);  // not &m, which threads of this block that are done have released
   try {
+    if (m.unwinding) throw Unwound();
     m.body(m.context, m.cta.smem);
     NoTrack no_track;
     cp_async_check_exit();
     if (me.async_proxy) me.async_proxy->check_at_exit();
     ++m.cta.nexited;
+  } catch (Unwound const&) {
   } catch (std::exception const& error) {
     record_error(m, static_cast<int>(me.index), error.what());
   } catch (...) {
@@ -216,6 +241,7 @@ SIMT_NO_TSAN void push_engine_op(std::function<void()> run) {
   }
   run_engine_op(m, op);
   NoTrack no_track;
+  op.run.reset();  // the engine has read it
   if (!m.error.empty()) throw Error(std::exchange(m.error, std::string()));
 }
 
@@ -245,16 +271,21 @@ SIMT_NO_TSAN void check_smem(char const* what, uint32_t offset, uint32_t bytes, 
 
 namespace {
 
-constexpr size_t kSharedAlignment = 1024;  // what the widest TMA and wgmma swizzle needs
+// Memory of nobody below and above a block's. Also its alignment: what the widest TMA and wgmma swizzle needs.
+constexpr size_t kSharedGap = 1024;
 
 }  // namespace
 
+SIMT_NO_TSAN bool is_shared(void const* p) {
+  auto const offset = reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(t_machine->smem) + kSharedGap;
+  return offset < kMaxSharedBytes + 2 * kSharedGap;
+}
+
 char* allocate_shared() {
-  // A gap below and above, which AddressSanitizer guards.
-  size_t const bytes = kMaxSharedBytes + 2 * kSharedAlignment;
-  void* p = mmap(nullptr, bytes + kSharedAlignment, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  size_t const bytes = kMaxSharedBytes + 2 * kSharedGap;
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) fail("no memory for shared memory");
-  return static_cast<char*>(p) + kSharedAlignment;  // pages are multiples of it
+  return static_cast<char*>(p) + kSharedGap;  // pages are multiples of it
 }
 
 namespace {
@@ -326,8 +357,8 @@ void prepare_block(Machine& m, LaunchParams const& params, uint64_t block) {
   cta.in_flight.assign((params.smem_bytes + 15) / 16, 0);
   asan_unpoison(m.smem, params.smem_bytes);
   std::memset(m.smem, 0xFF, params.smem_bytes);
-  asan_poison(m.smem - kSharedAlignment, kSharedAlignment);
-  asan_poison(m.smem + params.smem_bytes, kMaxSharedBytes + kSharedAlignment - params.smem_bytes);
+  asan_poison(m.smem - kSharedGap, kSharedGap);
+  asan_poison(m.smem + params.smem_bytes, kMaxSharedBytes + kSharedGap - params.smem_bytes);
 
   m.body = params.body;
   m.context = params.context;
@@ -348,7 +379,11 @@ void prepare_block(Machine& m, LaunchParams const& params, uint64_t block) {
     m.priority.push_back(&warp);
   }
   shuffle_priorities(m);
-  while (m.threads.size() < cta.nthreads) fiber_create(m.threads.emplace_back(), m.threads.size() - 1);
+  while (m.threads.size() < cta.nthreads) {
+    Fiber fiber;
+    fiber_create(fiber, static_cast<unsigned>(m.threads.size()));
+    static_cast<Fiber&>(m.threads.emplace_back()) = fiber;
+  }
   for (unsigned i = 0; i < cta.nthreads; ++i) {
     Thread& thread = m.threads[i];
     thread.tid = uint3{i % params.block.x, i / params.block.x % params.block.y, i / params.block.x / params.block.y};
@@ -369,6 +404,17 @@ void prepare_block(Machine& m, LaunchParams const& params, uint64_t block) {
 
 }  // namespace
 
+// Ends the threads of a block that has failed.
+SIMT_NO_TSAN static void unwind_threads(Machine& m) {
+  m.unwinding = true;
+  for (unsigned i = 0; i < m.cta.nthreads; ++i) {
+    if (m.threads[i].exited) continue;
+    t_self = &m.threads[i];
+    fiber_switch(m.main, m.threads[i]);
+  }
+  m.unwinding = false;
+}
+
 SIMT_NO_TSAN void run_block(Machine& m, LaunchParams const& params, uint64_t block) {
   {
     NoTrack no_track;
@@ -377,11 +423,12 @@ SIMT_NO_TSAN void run_block(Machine& m, LaunchParams const& params, uint64_t blo
     Thread* const first = pick_next(m);
     t_self = first;
     fiber_switch(m.main, *first);
+    if (m.error.empty() && m.cta.nexited != m.cta.nthreads) record_error(m, -1, describe_deadlock(m).c_str());
+    if (!m.error.empty()) unwind_threads(m);
     t_self = nullptr;
   }
   hb_acquire(&m);
   NoTrack no_track;
-  if (m.error.empty() && m.cta.nexited != m.cta.nthreads) record_error(m, -1, describe_deadlock(m).c_str());
   if (m.error.empty() && m.cta.async_proxy) {
     try {
       m.cta.async_proxy->check_at_exit();

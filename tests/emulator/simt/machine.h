@@ -138,6 +138,7 @@ struct Machine {
   void const* context = nullptr;
   std::string error;  // the first of this block; empty: none
   int error_thread = -1;
+  bool unwinding = false;  // the block has failed; its threads end where they wait
 
   // The scheduler.
   std::vector<Thread*> ready;  // kRoundRobin: a ring of ready_count from ready_head on; kRandom: the first ready_count
@@ -172,10 +173,15 @@ void maybe_yield();
 // (kRandom); for ThreadSanitizer as a thread of its own, which knows what the issuer knew. It may throw Error.
 void push_engine_op(std::function<void()> op);
 
+// As fail, for where nothing can be thrown: the thread ends when it next waits.
+__attribute__((cold, format(printf, 1, 2))) void fail_at_wait(char const* format, ...);
+
 // ---- Shared memory ------------------------------------------------------------------------------------------------
 
 // The 32-bit shared address of p: its offset in the block's shared memory. Throws outside of it.
 uint32_t smem_offset(void const* p);
+// Whether p is in shared memory or so near to it that it was meant to be.
+bool is_shared(void const* p);
 inline char* smem_at(uint32_t offset) { return self().cta->smem + offset; }
 // Throws unless [offset, offset + bytes) is in shared memory and offset is a multiple of `alignment`.
 void check_smem(char const* what, uint32_t offset, uint32_t bytes, uint32_t alignment);

@@ -12,11 +12,12 @@
 namespace simt {
 namespace {
 
+// What the largest exponent means.
 enum class Specials {
-  kNone,
-  kNanAtTop,
-  kIeee
-};  // what the largest exponent means: numbers; one NaN at the end; inf, NaN
+  kNone,      // numbers, as the others
+  kNanAtTop,  // numbers, but for the largest fraction: NaN
+  kIeee,      // inf, NaN
+};
 
 template <int kExponentBits, int kFractionBits, Specials kSpecials>
 float decode_small_float(uint32_t bits) {

@@ -89,8 +89,9 @@ uint64_t shuffle_bits(uint32_t mask, uint64_t bits, int source_lane, char const*
     for (uint32_t rest = mask; rest; rest &= rest - 1) {
       int const lane = __builtin_ctz(rest);
       auto& e = *static_cast<Exchange*>(slots[lane]);
-      if (!((mask >> e.source_lane) & 1))
+      if (e.source_lane < 0 || e.source_lane >= 32 || !((mask >> e.source_lane) & 1)) {
         fail("%s: lane %d reads lane %d, which does not take part", name, lane, e.source_lane);
+      }
       e.out = static_cast<Exchange*>(slots[e.source_lane])->in;
     }
   });

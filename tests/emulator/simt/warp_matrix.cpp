@@ -86,7 +86,7 @@ void stmatrix(int matrices, bool transpose, void* row, uint32_t const* registers
     lane.offset = row_offset("stmatrix", row);
     check_landed("stmatrix", lane.offset, kRowBytes);
     note_write(smem_at(lane.offset), kRowBytes);
-    note_generic_write(smem_at(lane.offset), kRowBytes);
+    note_generic_write(self(), lane.offset, kRowBytes);
   }
   static char tags[2][5];
   warp_collective(&tags[transpose][matrices], "stmatrix", kFullWarp, &lane, [&](void** slots) {
