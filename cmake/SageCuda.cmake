@@ -2,6 +2,8 @@
 # SAGE_CUTLASS_INCLUDE_DIR and SAGE_CUTLASS_VERSION; the language CUDA and the package CUDAToolkit are then there.
 set(SAGE_HAS_CUDA 0)
 set(SAGE_CUDA_ARCHS 80 CACHE STRING "Architectures to compile the CUDA kernels for, of 80, 86, 87, 89")
+set(SAGE_CUDA_EXTRA_ARCH "" CACHE STRING
+  "One more architecture to compile every kernel for, whatever its family runs on best: to test on such a GPU")
 set(SAGE_CUDA_VERSION_MIN 12.8)  # the first toolkit that knows sm_120
 if(SAGE_CUDA STREQUAL "OFF")
   message(STATUS "sage: CUDA is off (SAGE_CUDA=OFF)")

@@ -17,13 +17,13 @@ INFO = _C.build_info()
 
 
 def test_build_info() -> None:
-    assert set(INFO) == {"version", "build_type", "cxx_compiler", "cuda", "cuda_compiler", "cutlass"}
+    assert set(INFO) == {"version", "build_type", "cxx_compiler", "cuda", "cuda_compiler", "cuda_architectures", "cutlass"}
     assert f'version = "{INFO["version"]}"\n' in (REPOSITORY / "pyproject.toml").read_text()
     assert sage.__version__ == INFO["version"]
     assert INFO["build_type"]
     assert re.fullmatch(r"(GNU|Clang|AppleClang) [\d.]+", INFO["cxx_compiler"])
     if INFO["cuda"] == "off":
-        assert INFO["cuda_compiler"] == INFO["cutlass"] == ""
+        assert INFO["cuda_compiler"] == INFO["cuda_architectures"] == INFO["cutlass"] == ""
     else:
         assert re.fullmatch(r"\d+\.\d+\.\d+", INFO["cuda"]) and Path(INFO["cuda_compiler"]).is_absolute()
         assert re.fullmatch(r"4\.2\.0 \(/.+/include\)", INFO["cutlass"])

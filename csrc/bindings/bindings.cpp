@@ -145,7 +145,8 @@ static py::dict build_facts() {
   using namespace py::literals;
   return py::dict("version"_a = build_info::kVersion, "build_type"_a = build_info::kBuildType,
                   "cxx_compiler"_a = build_info::kCxxCompiler, "cuda"_a = build_info::kCuda,
-                  "cuda_compiler"_a = build_info::kCudaCompiler, "cutlass"_a = build_info::kCutlass);
+                  "cuda_compiler"_a = build_info::kCudaCompiler,
+                  "cuda_architectures"_a = build_info::kCudaArchitectures, "cutlass"_a = build_info::kCutlass);
 }
 
 static py::list cuda_devices() {
