@@ -190,6 +190,11 @@ BAD = {
     "dtype mix": (square(key=randn(1, 2, 5, 8).half()), ValueError, ["float16", "float32"]),
     "head_dim of key": (square(key=randn(1, 2, 5, 16)), ValueError, ["head_dim", "8", "16"]),
     "seqlen of value": (square(value=randn(1, 2, 6, 8)), ValueError, ["5", "6"]),
+    "seqlen of value beyond a causal mask": (
+        square(query=randn(1, 2, 4, 8), value=randn(1, 2, 6, 8), is_causal=True),
+        ValueError,
+        ["5", "6"],
+    ),
     "dropout": (square(dropout_p=1.5), ValueError, ["dropout_p", "[0, 1]", "1.5"]),
     "mask shape": (square(attn_mask=torch.zeros(5, 6)), ValueError, ["attn_mask", "(5, 6)"]),
     "batch of mask": (square(attn_mask=torch.zeros(3, 1, 5, 5)), ValueError, ["attn_mask", "(3, 1, 5, 5)"]),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._checks import DTYPES, MAX_HEAD_DIM, check_dense, check_type
+from ._drop_in import check_dropout, check_mask_or_causal, top_left_causal
 from ._select import choose, is_differentiable
 from .attention import attention
 from .recipe import Recipe
@@ -153,13 +154,8 @@ def _serve(
     named = (("query", query), ("key", key), ("value", value))
     for name, tensor in named:
         check_dense(name, tensor)
-    check_type("attn_mask", attn_mask, Tensor, type(None))
-    check_type("dropout_p", dropout_p, float, int)
+    check_mask_or_causal(attn_mask, is_causal)
     check_type("enable_gqa", enable_gqa, bool)
-    if attn_mask is not None and is_causal:
-        raise ValueError("attn_mask must be None with is_causal=True, got a tensor")
-    if not 0 <= dropout_p <= 1:
-        raise ValueError(f"dropout_p must be within [0, 1], got {dropout_p}")
     for name, tensor in named:
         if tensor.dim() < 2:
             raise ValueError(f"{name} must have at least 2 dimensions, got shape {tuple(tensor.shape)}")
@@ -178,12 +174,9 @@ def _serve(
         lead = _broadcast("attn_mask must have batch dimensions", attn_mask.shape[:-3], batch_shape)
         attn_mask = _to_4d(attn_mask, lead, attn_mask.shape[-3])
 
-    seqlen_q, seqlen_k = query.shape[2], key.shape[2]
     window_size = (-1, -1)
-    if is_causal and seqlen_q < seqlen_k:
-        key, value = key[:, :, :seqlen_q], value[:, :, :seqlen_q]  # the keys that any query sees: lengths are now equal
-    elif is_causal and seqlen_q > seqlen_k:
-        is_causal, window_size = False, (-1, seqlen_q - seqlen_k)  # j <= i, in coordinates aligned to the bottom right
+    if is_causal:
+        key, value, is_causal, window_size = top_left_causal(query, key, value, seq_dim=2)
     layout = "bhsd"
     if 0 < query.stride(1) < query.stride(2):  # the heads of a token lie side by side, and so will those of the result
         layout = "bshd"
@@ -207,8 +200,7 @@ def _serve(
 
 def _check_served(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, recipe: str) -> None:
     """Everything else that PyTorch takes and `attention` does not is found there."""
-    if dropout_p > 0:
-        raise NotImplementedError(f"dropout_p {dropout_p}: no recipe has dropout, only 0 is served")
+    check_dropout(dropout_p)
     if query.dtype == key.dtype == value.dtype == torch.float64:
         raise NotImplementedError(f"dtype float64: only {', '.join(DTYPES.values())} are served")
     if query.shape[-1] == key.shape[-1] and not 1 <= query.shape[-1] <= MAX_HEAD_DIM:
