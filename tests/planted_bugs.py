@@ -1,10 +1,10 @@
-"""Plants bugs in the kernels, one at a time, and checks that the tests catch each of them.
+"""Plants bugs in the kernels and in what launches them, one at a time, and checks that the tests catch each of them.
 
     python tests/planted_bugs.py [NAME ...]
 
 Works on a copy of the sources. Those in the CPU kernels must be caught by the shared test suite, those in the CUDA
-kernels by the programs of tests/emulator/kernel_test. A bug that survives means that a test is missing. Takes about half
-a minute per bug.
+kernels by the programs of tests/emulator/kernel_test, those on the way to these by the programs of
+tests/emulator/api_test. A bug that survives means that a test is missing. Takes about half a minute per bug.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ CONFIGURATIONS = [("round_robin", "late"), ("priority:1", "late"), ("priority:1"
 
 
 class Bug(NamedTuple):
-    file: str
+    file: str  # in csrc/kernels, or with its whole path
     right: str  # occurs exactly once in the file
     wrong: str
-    instance: str = "sm80_fwd_f16_d64"  # of the CUDA kernels: the one that is tested
+    program: str = "sm80_fwd_f16_d64"  # of the emulator: what must fail
 
 
 CPU_BUGS = {
@@ -201,7 +201,7 @@ CUDA_BUGS = {
         "quantize/quantize_qkv.cuh", "= p.softmax_scale * dot;", "= 0.f;"
     ),
     "mean of K over the padded length": Bug(
-        "quantize/quantize_qkv.cuh", "static_cast<float>(seqlen_k);", "static_cast<float>(p.sequences.seqlen_k);"
+        "quantize/kv_stats.cuh", "static_cast<float>(sequence.seqlen_k);", "static_cast<float>(p.sequences.seqlen_k);"
     ),
     "mean of K not subtracted in the first tile": Bug(
         "quantize/quantize_qkv.cuh",
@@ -210,8 +210,8 @@ CUDA_BUGS = {
     ),
     "mean of K of another head": Bug(
         "quantize/quantize_qkv.cuh",
-        "place.batch, place.head / (p.num_heads_q / p.num_heads_kv), sequence",
-        "place.batch, 0, sequence",
+        "place.batch, place.head / (p.num_heads_q / p.num_heads_kv))",
+        "place.batch, 0)",
     ),
     "last chunk of K not in the mean": Bug(
         "quantize/quantize_qkv.cuh", "if (i < p.stats_chunks) take", "if (i + 1 < p.stats_chunks || i == 0) take"
@@ -255,6 +255,76 @@ CUDA_BUGS = {
         "p.num_heads_kv) * kHeadDim",
         "sm80_fwd_int8_d64",
     ),
+    "length of the last sequence divides every mean of K": Bug(
+        "quantize/kv_stats.cuh", "p.k_seqlens[batch] =", "p.k_seqlens[0 * batch] ="
+    ),
+    "tiles of K launched with those of Q": Bug(
+        "quantize/quantize_qkv.cuh",
+        "return p.k_out ? Place::num_blocks(p.k_tiles, p.batch, p.num_heads_kv) : 0;",
+        "return Place::num_blocks(p.k_tiles, p.batch, p.num_heads_kv);",
+        "api_steps",
+    ),
+    "tiles of Q launched with those of K": Bug(
+        "quantize/quantize_qkv.cuh",
+        "return p.q_out ? Place::num_blocks(p.q_tiles, p.batch, p.num_heads_q) : 0;",
+        "return Place::num_blocks(p.q_tiles, p.batch, p.num_heads_q);",
+        "api_steps",
+    ),
+    "quantized Q without its part of the LSE": Bug(
+        "csrc/api/forward_cuda.cpp", "&q, nullptr, kv, true, stream", "&q, nullptr, kv, args.lse, stream", "api_steps"
+    ),
+    "LSE with the mean of another K": Bug(
+        "csrc/api/attention.cpp", "q.kv == kv.data || !args.lse", "true || !args.lse", "api_steps"
+    ),
+    "V in place is not in the view": Bug(
+        "csrc/api/forward_cuda.cpp",
+        "== VFormat::kInPlace) *v = args.v;",
+        "== VFormat::kCopy) *v = args.v;",
+        "api_steps",
+    ),
+    "quantized Q and K overlap in the workspace": Bug(
+        "csrc/api/forward_cuda.cpp",
+        "at<void>(workspace, quantized_q_bytes(d, kernels))",
+        "at<void>(workspace, quantized_q_bytes(d, kernels) / 128 * 64)",
+        "api_steps",
+    ),
+    "tag without the length of K": Bug(
+        "csrc/api/tags.cpp",
+        '  comparison.field("seqlen_k", kv.desc.seqlen_k, desc.seqlen_k);\n',
+        "",
+        "api_steps",
+    ),
+    "tag without the format of V": Bug(
+        "csrc/api/tags.cpp",
+        '  comparison.field("V", v_format(kv.desc, kernels), v_format(desc, kernels));\n',
+        "",
+        "api_steps",
+    ),
+    "tag of Q with the length of K": Bug(
+        "csrc/api/tags.cpp",
+        'field("head_dim", has.head_dim, needed.head_dim);',
+        'field("head_dim", has.head_dim, needed.head_dim);\n    field("seqlen_k", has.seqlen_k, needed.seqlen_k);',
+        "api_steps",
+    ),
+    "empty views accepted": Bug(
+        "csrc/api/tags.cpp", "return desc.head_dim == 0 || (!data && bytes > 0);", "return false;", "api_steps"
+    ),
+    "what was done on one device counts for all": Bug(
+        "arch/once_per_device.h",
+        "device < 64 ? uint64_t{1} << device : 0",
+        "device < 64 ? 1 : 0",
+        "api_once_per_device",
+    ),
+    "what failed counts as done": Bug(
+        "arch/once_per_device.h", "if (error == 0) done_.", "done_.", "api_once_per_device"
+    ),
+    "done is said before it is": Bug(
+        "arch/once_per_device.h",
+        "int const error = action();\n    if (error == 0) done_.fetch_or(bit, std::memory_order_release);\n",
+        "done_.fetch_or(bit, std::memory_order_release);\n"
+        "    int const error = action();\n    if (error != 0) done_.fetch_and(~bit);\n",
+        "api_once_per_device",
+    ),
 }
 
 
@@ -292,17 +362,17 @@ def failure_on_cpu(tree: Path) -> str:
     return failed[0][7:100] if failed else f"exit {done.returncode}"
 
 
-def failure_in_emulator(tree: Path, instance: str) -> str:
-    """How the test of the instance fails in the emulator; empty if it passes."""
-    build(tree, "build-emulator", ["-DSAGE_EMULATOR=ON", "-DSAGE_CUDA=OFF", "-DSAGE_CPU=OFF"], f"emulator_{instance}")
-    program = tree / "build-emulator" / "tests" / "emulator" / f"emulator_{instance}"
+def failure_in_emulator(tree: Path, program: str) -> str:
+    """How a program of the emulator fails; empty if it passes."""
+    build(tree, "build-emulator", ["-DSAGE_EMULATOR=ON", "-DSAGE_CUDA=OFF", "-DSAGE_CPU=OFF"], f"emulator_{program}")
+    path = tree / "build-emulator" / "tests" / "emulator" / f"emulator_{program}"
     for schedule, timing in CONFIGURATIONS:
-        done = run(tree, program, SAGE_EMULATOR_SCHEDULE=schedule, SAGE_EMULATOR_ASYNC=timing)
+        done = run(tree, path, SAGE_EMULATOR_SCHEDULE=schedule, SAGE_EMULATOR_ASYNC=timing)
         if done.returncode == 0:
             continue
         failed = [line for line in done.stdout.splitlines() if "FAILED" in line]
         how = failed[0] if failed else f"{done.stdout.splitlines()[-1]}exit {done.returncode}"
-        return f"{schedule}, {timing}: {len(failed)} cases: {how.removeprefix(f'{instance}, ')}"[:150]
+        return f"{schedule}, {timing}: {len(failed)} cases: {how.removeprefix(f'{program}, ')}"[:150]
     return ""
 
 
@@ -311,8 +381,8 @@ def check_clean(tree: Path, names: list[str]) -> None:
     results = {}
     if any(name in CPU_BUGS for name in names):
         results["the CPU kernels"] = failure_on_cpu(tree)
-    for instance in sorted({CUDA_BUGS[name].instance for name in names if name in CUDA_BUGS}):
-        results[instance] = failure_in_emulator(tree, instance)
+    for program in sorted({CUDA_BUGS[name].program for name in names if name in CUDA_BUGS}):
+        results[program] = failure_in_emulator(tree, program)
     for what, how in results.items():
         if how:
             sys.exit(f"{what}: the tests fail without any bug: {how}")
@@ -330,12 +400,12 @@ def main(names: list[str]) -> int:
         check_clean(tree, list(chosen))
         survivors = 0
         for name, bug in chosen.items():
-            path = tree / KERNELS / bug.file
+            path = tree / (bug.file if bug.file.startswith("csrc/") else KERNELS + bug.file)
             text = path.read_text()
             if text.count(bug.right) != 1:
                 sys.exit(f"{name}: {bug.right!r} occurs {text.count(bug.right)} times in {bug.file}, not once")
             path.write_text(text.replace(bug.right, bug.wrong))
-            how = failure_on_cpu(tree) if name in CPU_BUGS else failure_in_emulator(tree, bug.instance)
+            how = failure_on_cpu(tree) if name in CPU_BUGS else failure_in_emulator(tree, bug.program)
             path.write_text(text)
             print(f"{'caught' if how else 'SURVIVED':<9} {name}: {how or 'nothing fails'}", flush=True)
             survivors += not how

@@ -33,7 +33,11 @@ Status cuda_device(int32_t index, CudaDevice* device) {
   return {};
 }
 
-Status cuda_limits(int32_t index, CudaLimits* limits) {
+Status cuda_limits(Device const& device, CudaLimits* limits) {
+  if (device.architecture) {
+    *limits = *known_limits(device.architecture);
+    return {};
+  }
   int major = 0, minor = 0, shared_bytes = 0;
   struct {
     int* value;
@@ -42,7 +46,7 @@ Status cuda_limits(int32_t index, CudaLimits* limits) {
                        {&minor, cudaDevAttrComputeCapabilityMinor},
                        {&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin}};
   for (auto const& [value, attribute] : queries) {
-    cudaError_t const error = cudaDeviceGetAttribute(value, attribute, index);
+    cudaError_t const error = cudaDeviceGetAttribute(value, attribute, device.index);
     if (error != cudaSuccess) return from_cuda(error, "cudaDeviceGetAttribute");
   }
   *limits = {10 * major + minor, static_cast<size_t>(shared_bytes)};
@@ -66,7 +70,7 @@ static Status no_cuda() {
 
 Status cuda_device_count(int32_t*) { return no_cuda(); }
 Status cuda_device(int32_t, CudaDevice*) { return no_cuda(); }
-Status cuda_limits(int32_t, CudaLimits*) { return no_cuda(); }
+Status cuda_limits(Device const&, CudaLimits*) { return no_cuda(); }
 Status check_current_device(int32_t) { return no_cuda(); }
 
 #endif

@@ -20,11 +20,27 @@ struct CudaLimits {
   size_t shared_bytes;   // the most shared memory of a thread block
 };
 
+// CUDA C++ Programming Guide, technical specifications per compute capability.
+inline constexpr CudaLimits kKnownLimits[] = {{80, 163 * 1024}, {86, 99 * 1024},   {87, 163 * 1024},  {89, 99 * 1024},
+                                              {90, 227 * 1024}, {100, 227 * 1024}, {103, 227 * 1024}, {110, 227 * 1024},
+                                              {120, 99 * 1024}, {121, 99 * 1024}};
+
+// Null where `architecture` is not in the table.
+inline CudaLimits const* known_limits(int32_t architecture) {
+  for (CudaLimits const& limits : kKnownLimits) {
+    if (limits.architecture == architecture) return &limits;
+  }
+  return nullptr;
+}
+
 // All fail with kUnsupported where the build has no CUDA, and with kRuntime and CUDA's own words where the machine has
 // no driver or no device. The current device is left alone.
 Status cuda_device_count(int32_t* count);
 Status cuda_device(int32_t index, CudaDevice* device);
-Status cuda_limits(int32_t index, CudaLimits* limits);  // takes less than a microsecond
+
+// Of the architecture that `device` names, which must be a known one; else the device is asked, which takes less than a
+// microsecond.
+Status cuda_limits(Device const& device, CudaLimits* limits);
 
 // kInvalidArgument unless device `index` is the current one.
 Status check_current_device(int32_t index);

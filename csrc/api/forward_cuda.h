@@ -1,4 +1,4 @@
-// The forward pass on CUDA: workspace, kernel parameters, launches.
+// The forward pass on CUDA: quantized operands in buffers, kernel parameters, launches.
 #pragma once
 #include <cstddef>
 
@@ -19,9 +19,21 @@ struct CudaForward {
   arch::CompiledKernel<AttnParams> const& attention;
 };
 
-size_t cuda_workspace_bytes(AttnDesc const& desc, CudaForward const& kernels);
+size_t quantized_q_bytes(AttnDesc const& desc, CudaForward const& kernels);
+size_t quantized_kv_bytes(AttnDesc const& desc, CudaForward const& kernels);
 
-// Enqueues at most three kernels on `stream`. The arguments have been checked, but for their alignment.
+// How the kernels read V; besides the descriptor, what decides the contents of quantized K and V.
+VFormat v_format(AttnDesc const& desc, CudaForward const& kernels);
+
+// What AttnPlan says of these, for problems that are not empty. The arguments have been checked, but for their
+// alignment and the current device. The first enqueues three kernels at most, quantize_kv_cuda two, the others one. `q`
+// and `kv` are views with buffers and descriptors, which these fill.
 Status run_cuda(AttnDesc const& desc, CudaForward const& kernels, AttnArgs const& args, void* workspace, Stream stream);
+Status quantize_kv_cuda(AttnDesc const& desc, CudaForward const& kernels, AttnArgs const& args, Stream stream,
+                        QuantizedKv* kv);
+Status quantize_q_cuda(AttnDesc const& desc, CudaForward const& kernels, AttnArgs const& args, QuantizedKv const& kv,
+                       QuantizedQ const& q, Stream stream);
+Status run_quantized_cuda(AttnDesc const& desc, CudaForward const& kernels, AttnArgs const& args, QuantizedQ const& q,
+                          QuantizedKv const& kv, Stream stream);
 
 }  // namespace sage

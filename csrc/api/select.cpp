@@ -1,5 +1,9 @@
 #include "api/select.h"
 
+#include <cstdio>
+
+#include "api/device.h"
+#include "api/forward_cpu.h"
 #include "api/names.h"
 #include "api/status.h"
 
@@ -10,7 +14,22 @@ static char const* name(PvFormat x) { return name_of(x, kPvFormats); }
 
 static long long ll(int64_t x) { return x; }
 
-Status validate(AttnDesc const& d) {
+static Status validate_architecture(Device const& device) {
+  if (device.architecture == 0) return {};
+  SAGE_REQUIRE(device.type == DeviceType::kCuda, "architecture must be 0 on the CPU, got %d", device.architecture);
+  if (known_limits(device.architecture)) return {};
+  char known[64] = "";
+  int length = 0;
+  for (CudaLimits const& limits : kKnownLimits) {
+    length += std::snprintf(known + length, sizeof known - length, "%d, ", limits.architecture);
+  }
+  return make_status(StatusCode::kInvalidArgument, "architecture must be one of %sor 0 for that of the device, got %d",
+                     known, device.architecture);
+}
+
+// Whether the numbers of `d` make sense at all, on any device.
+static Status validate(AttnDesc const& d) {
+  SAGE_TRY(validate_architecture(d.device));
   SAGE_REQUIRE(d.dtype == DType::kFloat32 || d.dtype == DType::kFloat16 || d.dtype == DType::kBFloat16,
                "dtype must be float32, float16 or bfloat16, got bool");
   SAGE_REQUIRE(d.batch >= 0, "batch must be >= 0, got %d", d.batch);
@@ -28,7 +47,7 @@ Status validate(AttnDesc const& d) {
   return {};
 }
 
-Status select_cpu(AttnDesc const& d, cpu::ForwardKernel const** kernel) {
+static Status select_cpu(AttnDesc const& d, Selection* selection) {
   CpuIsa const isa = d.cpu_isa == CpuIsa::kAuto ? best_cpu_isa() : d.cpu_isa;
   cpu::ForwardKernel const* const kernels = cpu::forward_kernels(isa);
   SAGE_SUPPORT(kernels, "this build has no CPU kernels for cpu_isa %s", cpu::isa_name(isa));
@@ -48,12 +67,20 @@ Status select_cpu(AttnDesc const& d, cpu::ForwardKernel const** kernel) {
     SAGE_SUPPORT(!r.v_per_block, "the CPU kernels serve recipe field v_granularity channel only");
     SAGE_SUPPORT(!r.smooth_q && !r.smooth_v, "the CPU kernels smooth K only, got smooth_q %d, smooth_v %d", r.smooth_q,
                  r.smooth_v);
-    *kernel = &candidate;
+    selection->cpu = &candidate;
+    selection->kernel_name = candidate.name;
+    selection->workspace_bytes = cpu_workspace_bytes(d, candidate);
     return {};
   }
   return make_status(StatusCode::kUnsupported,
                      "no CPU kernel for qk %s with pv %s; there are int8 with int8, int8 with int16, int16 with int16",
                      name(r.qk), name(r.pv));
+}
+
+Status select(AttnDesc const& desc, Selection* selection) {
+  *selection = {};
+  SAGE_TRY(validate(desc));
+  return desc.device.type == DeviceType::kCpu ? select_cpu(desc, selection) : select_cuda(desc, selection);
 }
 
 }  // namespace sage

@@ -1,4 +1,5 @@
 #include <cstdio>
+#include <iterator>
 
 #include "api/device.h"
 #include "api/instances.h"
@@ -8,24 +9,46 @@
 
 namespace sage {
 
+// CUDA C++ Programming Guide, "Binary Compatibility": machine code runs on its own architecture and, with the same
+// major compute capability, later ones; those of Tegra share with no other.
 static bool runs_on(int architecture) {
+  auto const is_tegra = [](int x) { return x == 87 || x == 110; };
   for (int compiled : kCudaArchitectures) {
-    if (compiled / 10 == architecture / 10 && compiled <= architecture) return true;
+    if (compiled == architecture) return true;
+    if (is_tegra(compiled) || is_tegra(architecture)) continue;
+    if (compiled / 10 == architecture / 10 && compiled < architecture) return true;
   }
   return false;
 }
 
-static Status check_architecture(int architecture) {
-  if (runs_on(architecture)) return {};
-  char served[64] = "";
-  int length = 0;
-  for (int known : {80, 86, 87, 89}) {
-    if (runs_on(known)) {
-      length += std::snprintf(served + length, sizeof served - length, "%ssm_%d", length ? ", " : "", known);
+namespace {
+
+// "sm_80, sm_86 and sm_89", for a message.
+struct Enumeration {
+  char text[96] = "";
+
+  Enumeration(int const* architectures, int count) {
+    int length = 0;
+    for (int i = 0; i < count; ++i) {
+      char const* const separator = i == 0 ? "" : i + 1 < count ? ", " : " and ";
+      int const rest = static_cast<int>(sizeof text) - length;
+      length += std::snprintf(text + length, rest, "%ssm_%d", separator, architectures[i]);
     }
   }
-  return make_status(StatusCode::kUnsupported, "no kernel of this build runs on sm_%d; there are kernels for %s",
-                     architecture, served);
+};
+
+}  // namespace
+
+static Status check_architecture(int architecture) {
+  if (runs_on(architecture)) return {};
+  int served[std::size(kKnownLimits)], num_served = 0;
+  for (CudaLimits const& known : kKnownLimits) {
+    if (runs_on(known.architecture)) served[num_served++] = known.architecture;
+  }
+  Enumeration const code(kCudaArchitectures.data(), static_cast<int>(kCudaArchitectures.size()));
+  return make_status(StatusCode::kUnsupported,
+                     "no kernel of this build runs on sm_%d: its code is for %s, which runs on %s only", architecture,
+                     code.text, Enumeration(served, num_served).text);
 }
 
 static Status check_recipe(AttnDesc const& d) {
@@ -51,10 +74,10 @@ static Status check_recipe(AttnDesc const& d) {
   return {};
 }
 
-Status select_cuda(AttnDesc const& d, CudaForward const** kernels) {
+Status select_cuda(AttnDesc const& d, Selection* selection) {
   CudaLimits limits;
-  if (Status status = cuda_limits(d.device.index, &limits); !status.ok()) return status;
-  if (Status status = check_architecture(limits.architecture); !status.ok()) return status;
+  SAGE_TRY(cuda_limits(d.device, &limits));
+  SAGE_TRY(check_architecture(limits.architecture));
   SAGE_SUPPORT(d.dtype != DType::kFloat32, "the CUDA kernels serve dtype float16 and bfloat16 only, got float32");
   SAGE_SUPPORT(d.seqlen_k <= kMaxSeqlen, "the CUDA kernels serve seqlen_k up to %lld, got %lld",
                static_cast<long long>(kMaxSeqlen), static_cast<long long>(d.seqlen_k));
@@ -62,12 +85,16 @@ Status select_cuda(AttnDesc const& d, CudaForward const** kernels) {
   DType const operand = r.pv_accum == PvAccum::kFp32 ? d.dtype : DType::kFloat16;
   for (CudaForward const& candidate : kCudaForward) {  // by ascending head_dim
     if (candidate.pv != r.pv || candidate.pv_accum != r.pv_accum || candidate.operand != operand) continue;
-    if (Status status = check_recipe(d); !status.ok()) return status;
+    SAGE_TRY(check_recipe(d));
     if (candidate.head_dim < d.head_dim) continue;
     SAGE_SUPPORT(candidate.attention.smem_bytes <= limits.shared_bytes,
                  "head_dim %d with pv %s needs %zu bytes of shared memory for a block; sm_%d has %zu", d.head_dim,
                  name_of(r.pv, kPvFormats), candidate.attention.smem_bytes, limits.architecture, limits.shared_bytes);
-    *kernels = &candidate;
+    selection->cuda = &candidate;
+    selection->kernel_name = candidate.attention.name;
+    selection->quantized_q_bytes = quantized_q_bytes(d, candidate);
+    selection->quantized_kv_bytes = quantized_kv_bytes(d, candidate);
+    selection->workspace_bytes = selection->quantized_q_bytes + selection->quantized_kv_bytes;
     return {};
   }
   return make_status(StatusCode::kUnsupported,

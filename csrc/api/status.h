@@ -11,6 +11,12 @@ __attribute__((format(printf, 2, 3))) Status make_status(StatusCode code, char c
     if (!(condition)) return ::sage::make_status(::sage::StatusCode::kInvalidArgument, __VA_ARGS__); \
   } while (0)
 
+// Returns what went wrong in a call that gives a Status.
+#define SAGE_TRY(call) \
+  do { \
+    if (::sage::Status status_of_call = (call); !status_of_call.ok()) return status_of_call; \
+  } while (0)
+
 #define SAGE_SUPPORT(condition, ...) \
   do { \
     if (!(condition)) return ::sage::make_status(::sage::StatusCode::kUnsupported, __VA_ARGS__); \

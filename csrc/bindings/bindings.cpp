@@ -90,10 +90,10 @@ static AttnPlan make_plan(std::string const& device, int32_t device_index, std::
                           py::object const& recipe, int32_t batch, int32_t num_heads_q, int32_t num_heads_kv,
                           int32_t head_dim, int64_t seqlen_q, int64_t seqlen_k, bool varlen, int64_t total_q,
                           int64_t total_k, bool causal, int64_t window_left, int64_t window_right, bool v_aligned,
-                          int32_t num_threads, std::string const& cpu_isa) {
+                          int32_t num_threads, std::string const& cpu_isa, int32_t architecture) {
   AttnDesc desc;
   desc.device = {parse<DeviceType>("device", device, {{"cpu", DeviceType::kCpu}, {"cuda", DeviceType::kCuda}}),
-                 device_index};
+                 device_index, architecture};
   desc.dtype = parse_dtype("dtype", dtype);
   desc.recipe = parse_recipe(recipe);
   desc.batch = batch;
@@ -116,29 +116,73 @@ static AttnPlan make_plan(std::string const& device, int32_t device_index, std::
   return plan;
 }
 
-static void run_plan(AttnPlan const& plan, View const& q, View const& k, View const& v, View const& out, intptr_t lse,
-                     float softmax_scale, std::optional<Mask> const& mask, intptr_t cu_seqlens_q, intptr_t cu_seqlens_k,
-                     intptr_t seqused_k, intptr_t workspace, intptr_t stream) {
+static MaskView mask_view(std::optional<Mask> const& mask) {
+  if (!mask) return {};
+  auto const& [data, dtype, stride_batch, stride_head, stride_q, stride_k] = *mask;
+  return {pointer<void>(data), parse_dtype("mask dtype", dtype), stride_batch, stride_head, stride_q, stride_k};
+}
+
+static AttnArgs lengths(intptr_t cu_seqlens_q, intptr_t cu_seqlens_k, intptr_t seqused_k) {
   AttnArgs args;
+  args.cu_seqlens_q = pointer<int32_t>(cu_seqlens_q);
+  args.cu_seqlens_k = pointer<int32_t>(cu_seqlens_k);
+  args.seqused_k = pointer<int32_t>(seqused_k);
+  return args;
+}
+
+// Calls a step of a plan without the GIL.
+template <class Call>
+static void without_gil(Call const& call) {
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = call();
+  }
+  raise(status);
+}
+
+static void run(AttnPlan const& plan, View const& q, View const& k, View const& v, View const& out, intptr_t lse,
+                float softmax_scale, std::optional<Mask> const& mask, intptr_t cu_seqlens_q, intptr_t cu_seqlens_k,
+                intptr_t seqused_k, intptr_t workspace, intptr_t stream) {
+  AttnArgs args = lengths(cu_seqlens_q, cu_seqlens_k, seqused_k);
   args.q = view(q);
   args.k = view(k);
   args.v = view(v);
   args.out = view(out);
   args.lse = pointer<float>(lse);
   args.softmax_scale = softmax_scale;
-  if (mask) {
-    auto const& [data, dtype, stride_batch, stride_head, stride_q, stride_k] = *mask;
-    args.mask = {pointer<void>(data), parse_dtype("mask dtype", dtype), stride_batch, stride_head, stride_q, stride_k};
-  }
-  args.cu_seqlens_q = pointer<int32_t>(cu_seqlens_q);
-  args.cu_seqlens_k = pointer<int32_t>(cu_seqlens_k);
-  args.seqused_k = pointer<int32_t>(seqused_k);
-  Status status;
-  {
-    py::gil_scoped_release release;
-    status = plan.run(args, pointer<void>(workspace), pointer<void>(stream));
-  }
-  raise(status);
+  args.mask = mask_view(mask);
+  without_gil([&] { return plan.run(args, pointer<void>(workspace), pointer<void>(stream)); });
+}
+
+static QuantizedKv quantize_kv(AttnPlan const& plan, View const& k, View const& v, intptr_t cu_seqlens_k,
+                               intptr_t seqused_k, intptr_t buffer, intptr_t stream) {
+  AttnArgs args = lengths(0, cu_seqlens_k, seqused_k);
+  args.k = view(k);
+  args.v = view(v);
+  QuantizedKv kv;
+  without_gil([&] { return plan.quantize_kv(args, pointer<void>(buffer), pointer<void>(stream), &kv); });
+  return kv;
+}
+
+static QuantizedQ quantize_q(AttnPlan const& plan, View const& q, QuantizedKv const& kv, float softmax_scale,
+                             intptr_t cu_seqlens_q, intptr_t buffer, intptr_t stream) {
+  AttnArgs args = lengths(cu_seqlens_q, 0, 0);
+  args.q = view(q);
+  args.softmax_scale = softmax_scale;
+  QuantizedQ result;
+  without_gil([&] { return plan.quantize_q(args, kv, pointer<void>(buffer), pointer<void>(stream), &result); });
+  return result;
+}
+
+static void run_quantized(AttnPlan const& plan, QuantizedQ const& q, QuantizedKv const& kv, View const& out,
+                          intptr_t lse, std::optional<Mask> const& mask, intptr_t cu_seqlens_q, intptr_t cu_seqlens_k,
+                          intptr_t seqused_k, intptr_t stream) {
+  AttnArgs args = lengths(cu_seqlens_q, cu_seqlens_k, seqused_k);
+  args.out = view(out);
+  args.lse = pointer<float>(lse);
+  args.mask = mask_view(mask);
+  without_gil([&] { return plan.run_quantized(args, q, kv, pointer<void>(stream)); });
 }
 
 static py::dict build_facts() {
@@ -169,18 +213,30 @@ static py::list cuda_devices() {
 void bind(py::module_& m) {
   using namespace py::literals;
   m.doc() = "Kernels of sage, without torch: plans and launches on raw pointers.";
-  // Local to the module: two of them have this class.
+  // Local to the module: two of them have these classes.
+  py::class_<QuantizedKv>(m, "QuantizedKv", py::module_local(), "K and V in a buffer, by AttnPlan.quantize_kv.")
+      .def(py::init<>());
+  py::class_<QuantizedQ>(m, "QuantizedQ", py::module_local(), "Q in a buffer, by AttnPlan.quantize_q.")
+      .def(py::init<>());
   py::class_<AttnPlan>(m, "AttnPlan", py::module_local(),
                        "A kernel chosen for one problem; see csrc/include/sage/attention.h.")
       .def(py::init(&make_plan), py::kw_only(), "device"_a = "cpu", "device_index"_a = 0, "dtype"_a = "bfloat16",
            "recipe"_a, "batch"_a, "num_heads_q"_a, "num_heads_kv"_a, "head_dim"_a, "seqlen_q"_a, "seqlen_k"_a,
            "varlen"_a = false, "total_q"_a = 0, "total_k"_a = 0, "causal"_a = false, "window_left"_a = -1,
-           "window_right"_a = -1, "v_aligned"_a = true, "num_threads"_a = 1, "cpu_isa"_a = "auto")
+           "window_right"_a = -1, "v_aligned"_a = true, "num_threads"_a = 1, "cpu_isa"_a = "auto", "architecture"_a = 0)
       .def_property_readonly("workspace_bytes", &AttnPlan::workspace_bytes)
       .def_property_readonly("kernel_name", &AttnPlan::kernel_name)
-      .def("run", &run_plan, py::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "lse"_a = 0, "softmax_scale"_a,
+      .def_property_readonly("quantized_q_bytes", &AttnPlan::quantized_q_bytes)
+      .def_property_readonly("quantized_kv_bytes", &AttnPlan::quantized_kv_bytes)
+      .def("run", &run, py::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "lse"_a = 0, "softmax_scale"_a,
            "mask"_a = py::none(), "cu_seqlens_q"_a = 0, "cu_seqlens_k"_a = 0, "seqused_k"_a = 0, "workspace"_a,
-           "stream"_a = 0);
+           "stream"_a = 0)
+      .def("quantize_kv", &quantize_kv, py::kw_only(), "k"_a, "v"_a, "cu_seqlens_k"_a = 0, "seqused_k"_a = 0,
+           "buffer"_a, "stream"_a = 0)
+      .def("quantize_q", &quantize_q, py::kw_only(), "q"_a, "kv"_a, "softmax_scale"_a, "cu_seqlens_q"_a = 0, "buffer"_a,
+           "stream"_a = 0)
+      .def("run_quantized", &run_quantized, py::kw_only(), "q"_a, "kv"_a, "out"_a, "lse"_a = 0, "mask"_a = py::none(),
+           "cu_seqlens_q"_a = 0, "cu_seqlens_k"_a = 0, "seqused_k"_a = 0, "stream"_a = 0);
   m.def("best_cpu_isa", [] { return cpu::isa_name(best_cpu_isa()); }, "The instruction set that 'auto' means here.");
   m.def(
       "cpu_isa_available", [](std::string const& isa) { return cpu_isa_available(parse_isa(isa)); }, "isa"_a,

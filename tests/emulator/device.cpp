@@ -11,14 +11,13 @@ namespace sage {
 
 namespace {
 
+// What SAGE_EMULATOR_ARCH may name.
 struct Emulated {
   char const* name;
-  CudaLimits limits;
+  int32_t architecture;
 };
 
-// Shared memory: CUDA Programming Guide, technical specifications per compute capability.
-constexpr Emulated kEmulated[] = {
-    {"sm80", {80, 163 * 1024}}, {"sm89", {89, 99 * 1024}}, {"sm90", {90, 227 * 1024}}, {"sm120", {120, 99 * 1024}}};
+constexpr Emulated kEmulated[] = {{"sm80", 80}, {"sm89", 89}, {"sm90", 90}, {"sm120", 120}};
 
 }  // namespace
 
@@ -42,19 +41,23 @@ Status cuda_device_count(int32_t* count) {
 
 Status cuda_device(int32_t index, CudaDevice* device) {
   Emulated const* is = nullptr;
-  if (Status status = emulated(index, &is); !status.ok()) return status;
+  SAGE_TRY(emulated(index, &is));
   *device = {};
   std::snprintf(device->name, sizeof device->name, "emulated %s", is->name);
-  device->compute_capability_major = is->limits.architecture / 10;
-  device->compute_capability_minor = is->limits.architecture % 10;
+  device->compute_capability_major = is->architecture / 10;
+  device->compute_capability_minor = is->architecture % 10;
   device->sm_count = 1;
   return {};
 }
 
-Status cuda_limits(int32_t index, CudaLimits* limits) {
-  Emulated const* is = nullptr;
-  if (Status status = emulated(index, &is); !status.ok()) return status;
-  *limits = is->limits;
+Status cuda_limits(Device const& device, CudaLimits* limits) {
+  int32_t architecture = device.architecture;
+  if (architecture == 0) {
+    Emulated const* is = nullptr;
+    SAGE_TRY(emulated(device.index, &is));
+    architecture = is->architecture;
+  }
+  *limits = *known_limits(architecture);
   return {};
 }
 

@@ -26,8 +26,8 @@ static void configure(std::optional<std::string> const& schedule, std::optional<
 static py::dict stats() {
   using namespace py::literals;
   simt::Stats const s = simt::stats();
-  return py::dict("switches"_a = s.switches, "collectives"_a = s.collectives, "mma"_a = s.mma,
-                  "ldsm_phases"_a = s.ldsm_phases, "ldsm_conflicts"_a = s.ldsm_conflicts,
+  return py::dict("launches"_a = s.launches, "switches"_a = s.switches, "collectives"_a = s.collectives,
+                  "mma"_a = s.mma, "ldsm_phases"_a = s.ldsm_phases, "ldsm_conflicts"_a = s.ldsm_conflicts,
                   "stsm_phases"_a = s.stsm_phases, "stsm_conflicts"_a = s.stsm_conflicts);
 }
 

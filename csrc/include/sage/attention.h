@@ -1,7 +1,8 @@
 // Quantized attention: out = softmax(softmax_scale * q k^T + mask) v, with both matmuls in low precision.
 //
 // Three calls: describe the problem, create a plan (host only, microseconds), run it. `run` enqueues and returns: it
-// allocates nothing, synchronises nothing and never changes the current device.
+// allocates nothing, synchronises nothing and never changes the current device. Nor do the steps of which it consists,
+// for callers that keep K and V quantized.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -59,6 +60,37 @@ struct AttnArgs {
   int32_t const* seqused_k = nullptr;     // optional (batch): only the first seqused_k[b] keys of sequence b exist
 };
 
+// Operands that were quantized into memory of the caller: views that can be copied freely and own nothing. `desc`, of
+// the plan that wrote them, is the tag: another plan takes a view exactly if it agrees in all that decides what the
+// bytes mean. An empty view is of no use to any plan.
+struct QuantizedKv {
+  void* data = nullptr;
+  TensorView v;  // the caller's V where the kernel reads it in place (see AttnPlan::quantize_kv); else empty
+  AttnDesc desc;
+};
+struct QuantizedQ {
+  void* data = nullptr;
+  void const* kv = nullptr;  // `data` of the keys whose mean has gone into what corrects lse
+  AttnDesc desc;
+};
+
+namespace cpu {
+struct ForwardKernel;
+}
+struct CudaForward;
+
+namespace internal {
+
+// What serves a descriptor: kernels of this build, on one kind of device.
+struct Selection {
+  cpu::ForwardKernel const* cpu = nullptr;
+  CudaForward const* cuda = nullptr;
+  char const* kernel_name = "";
+  size_t workspace_bytes = 0, quantized_q_bytes = 0, quantized_kv_bytes = 0;
+};
+
+}  // namespace internal
+
 // A query that sees no key gives out = 0 and lse = -inf. Non-finite values propagate: a value of q to the output rows
 // that share its scale (on CPUs its own), a value of v to its channel, a value of k to every query of that head.
 class SAGE_API AttnPlan {
@@ -67,22 +99,41 @@ class SAGE_API AttnPlan {
   static Status create(AttnDesc const& desc, AttnPlan* plan);
 
   // Scratch that `run` needs, from the descriptor alone; 64-byte alignment is enough.
-  size_t workspace_bytes() const { return workspace_bytes_; }
+  size_t workspace_bytes() const { return selection_.workspace_bytes; }
 
   // On the CPU the work is done when this returns; `stream` must then be nullptr. On CUDA the plan's device must be the
   // current one, and the contents of the length arrays are not read here: they must be as AttnArgs says.
   Status run(AttnArgs const& args, void* workspace, Stream stream) const;
 
+  // `run` in steps, on CUDA, with the same results bit for bit: K and V that are quantized once serve any number of
+  // queries, of any plan that differs in seqlen_q, total_q, num_heads_q, causal and windows alone. The buffers are
+  // aligned to 64 bytes and, like all that `args` points to, on the plan's device; a view is valid while its buffer
+  // keeps what was written there. The steps are enqueued on one stream, or on streams that wait for each other. Lengths
+  // (cu_seqlens_*, seqused_k) are the same in each. The CPU kernels quantize in their loop: there the steps are
+  // kUnsupported, and the sizes 0.
+  size_t quantized_q_bytes() const { return selection_.quantized_q_bytes; }
+  size_t quantized_kv_bytes() const { return selection_.quantized_kv_bytes; }
+
+  // Reads k, v, cu_seqlens_k and seqused_k. Where the kernel needs V as it is (16-bit P V in the dtype of v, v_aligned
+  // and head_dim a multiple of 8), V is not in the buffer: the view refers to args.v, which must then stay unchanged as
+  // long as the view is used. With v_aligned = false V is copied.
+  Status quantize_kv(AttnArgs const& args, void* buffer, Stream stream, QuantizedKv* kv) const;
+
+  // Reads q, softmax_scale and cu_seqlens_q, and from `kv` the mean of K, for an exact lse. The result is for use with
+  // these keys; without lse, or without smooth_k, for use with any.
+  Status quantize_q(AttnArgs const& args, QuantizedKv const& kv, void* buffer, Stream stream, QuantizedQ* q) const;
+
+  // Reads out, lse, mask, cu_seqlens_q, cu_seqlens_k and seqused_k: one kernel.
+  Status run_quantized(AttnArgs const& args, QuantizedQ const& q, QuantizedKv const& kv, Stream stream) const;
+
   // The kernel that runs, for logs, tests and benchmarks: "cpu_int8_int16_avx512_vnni", "sm80_fwd_f16_d128".
-  char const* kernel_name() const { return kernel_name_; }
+  char const* kernel_name() const { return selection_.kernel_name; }
 
   AttnDesc const& desc() const { return desc_; }
 
  private:
   AttnDesc desc_;
-  void const* entry_ = nullptr;
-  size_t workspace_bytes_ = 0;
-  char const* kernel_name_ = "";
+  internal::Selection selection_;
 };
 
 // Whether a plan could be created, and if not why.

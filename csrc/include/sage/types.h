@@ -31,6 +31,7 @@ enum class DeviceType : int32_t { kCpu, kCuda };
 struct Device {
   DeviceType type = DeviceType::kCpu;
   int32_t index = 0;
+  int32_t architecture = 0;  // CUDA: 10 x compute capability, to plan for a device that is not here; 0: that of `index`
 };
 
 // A CUDA stream (cudaStream_t), passed explicitly and never defaulted by the library; nullptr on the CPU.

@@ -16,6 +16,8 @@
 
 #if defined(__CUDACC__)
 #include <cuda_runtime_api.h>
+
+#include "arch/once_per_device.h"
 #endif
 
 namespace sage::arch {
@@ -47,14 +49,20 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kMinBlocksPerSm)
 template <class Kernel>
 Status enqueue(char const* name, typename Kernel::Params const& params, int64_t num_blocks, Stream stream) {
   constexpr int kSmem = sizeof(typename Kernel::SharedStorage);
-  if constexpr (kSmem > 48 * 1024) {  // of every device the kernel is launched on: cheap and idempotent
-    cudaError_t const error =
-        cudaFuncSetAttribute(device_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmem);
+  if constexpr (kSmem > 48 * 1024) {  // more than that a kernel must be allowed, on each device
+    static OncePerDevice allow;
+    int device = 0;
+    if (cudaError_t const error = cudaGetDevice(&device); error != cudaSuccess) return launch_status(name, error);
+    int const error = allow(device, [] {
+      return cudaFuncSetAttribute(device_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmem);
+    });
     if (error != cudaSuccess) return launch_status(name, error);
   }
-  device_kernel<Kernel>
-      <<<static_cast<unsigned>(num_blocks), Kernel::kThreads, kSmem, static_cast<cudaStream_t>(stream)>>>(params);
-  return launch_status(name, cudaGetLastError());
+  // By the function, not <<< >>>: it returns the error of this launch, and none that a caller has left behind.
+  void* arguments[] = {const_cast<typename Kernel::Params*>(&params)};
+  return launch_status(
+      name, cudaLaunchKernel(device_kernel<Kernel>, dim3(static_cast<unsigned>(num_blocks)), dim3(Kernel::kThreads),
+                             arguments, kSmem, static_cast<cudaStream_t>(stream)));
 }
 
 #else

@@ -65,6 +65,9 @@ struct KvStats {
       y = of_k ? y + z : arch::max_nan(y, z);
     }
     (of_k ? p.k_sum : p.v_amax)[int64_t{index} * kHeadDim + channel] = y;
+    if (of_k && head == 0 && index % chunks == 0 && channel == 0) {  // the sequence's first block
+      p.k_seqlens[batch] = static_cast<float>(sequence.seqlen_k);
+    }
   }
 
  private:

@@ -20,7 +20,8 @@ enum class VFormat : int32_t {
 };
 
 // Launch 1 (KvStats), only if smooth_k or a VFormat that scales V: partial sums of K and largest |V| per channel.
-// Launch 2 (QuantizeQkv): Q, K and V tiles in one grid.
+// Launch 2 (QuantizeQkv): tiles of Q, K and V in one grid; without those of Q where q_out is null, and without those of
+// K and V where k_out is.
 struct QuantizeParams {
   TensorView q, k, v;  // the caller's tensors: float16 or bfloat16, any strides and alignment
   DType dtype;
@@ -36,7 +37,8 @@ struct QuantizeParams {
 
   int32_t stats_chunks;  // 1..kMaxStatsChunks
   float* k_sum;          // [batch][num_heads_kv][stats_chunks][padded head_dim]
-  float* v_amax;         // likewise; null: V is not scaled
+  float* k_seqlens;      // [batch]: by which a sum is divided for the mean
+  float* v_amax;         // like k_sum; null: V is not scaled
 
   int8_t *q_out, *k_out;
   float *q_scale, *k_scale;

@@ -55,8 +55,12 @@ struct QuantizeQkv {
   }
 
  private:
-  SAGE_HD static int64_t q_blocks(Params const& p) { return Place::num_blocks(p.q_tiles, p.batch, p.num_heads_q); }
-  SAGE_HD static int64_t k_blocks(Params const& p) { return Place::num_blocks(p.k_tiles, p.batch, p.num_heads_kv); }
+  SAGE_HD static int64_t q_blocks(Params const& p) {
+    return p.q_out ? Place::num_blocks(p.q_tiles, p.batch, p.num_heads_q) : 0;
+  }
+  SAGE_HD static int64_t k_blocks(Params const& p) {
+    return p.k_out ? Place::num_blocks(p.k_tiles, p.batch, p.num_heads_kv) : 0;
+  }
   SAGE_HD static bool writes_v(Params const& p) { return p.v_format != VFormat::kInPlace; }
 
   // Group g of a tile has the rows g / 8 * 32 + 8 j + g % 8; slot s has the groups s and s + kSlots.
@@ -72,7 +76,7 @@ struct QuantizeQkv {
     rows.load(x, channel, [&](int j) { return row(j / 4, j % 4); });
 
     if (p.lse_shift) {
-      load_k_mean(p, shared, place.batch, place.head / (p.num_heads_q / p.num_heads_kv), sequence.seqlen_k);
+      load_k_mean(p, shared, place.batch, place.head / (p.num_heads_q / p.num_heads_kv));
       float* const lse_shift =
           p.lse_shift + place.first_row +
           (p.q_tiles.packed ? place.head * p.total_q + sequence.row_q
@@ -139,7 +143,7 @@ struct QuantizeQkv {
     auto const key = [&](int j) { return (Lanes::slot() / 4 + j / 2 * 4) * 8 + group * 2 + j % 2; };
     Channels x[4];
     rows.load(x, channel, key);
-    load_k_mean(p, shared, place.batch, place.head, sequence.seqlen_k);
+    load_k_mean(p, shared, place.batch, place.head);
 
     float y[4][8], amax = 0.f;
     SAGE_UNROLL for (int j = 0; j < 4; ++j) {
@@ -237,15 +241,14 @@ struct QuantizeQkv {
   SAGE_DEVICE static int v_chunk(int chunk) { return chunk ^ (chunk / 8 % 8); }
 
   // shared.channel = mean of K over the sequence; zeros if K is not smoothed or there is none. Ends with a barrier.
-  SAGE_DEVICE static void load_k_mean(Params const& p, SharedStorage& shared, int batch, int head_kv,
-                                      int64_t seqlen_k) {
+  SAGE_DEVICE static void load_k_mean(Params const& p, SharedStorage& shared, int batch, int head_kv) {
     int const channel = arch::thread_index();
     if (channel < kHeadDim) {
       float mean = 0.f;
-      if (p.smooth_k && seqlen_k > 0) {
+      if (p.smooth_k && p.k_seqlens[batch] > 0.f) {
         float sum = 0.f;
         for_each_chunk(p, p.k_sum, batch, head_kv, [&](float x) { sum += x; });
-        mean = sum / static_cast<float>(seqlen_k);
+        mean = sum / p.k_seqlens[batch];
       }
       shared.channel[channel] = mean;
     }

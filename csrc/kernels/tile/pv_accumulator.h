@@ -175,7 +175,7 @@ struct PvAccumInt8 {
   SAGE_DEVICE void scale(float const (&factor)[kMTiles][2]) { outer.scale(factor); }
   // `v` points to this lane's place in the panels of v_int8_offset.
   SAGE_DEVICE void add(Probabilities const& p, char const* v, float const (&fold)[kMTiles][2]) {
-    for_channel_tiles<kHeadDim / 8, kMTiles == 2 ? 4 : 1>([&](int n) {
+    for_channel_tiles<kHeadDim / 8, kMTiles == 2 ? 8 : 1>([&](int n) {
       uint32_t b[4];
       arch::ldmatrix<cute::SM75_U32x4_LDSM_N>(b, v + n / 8 * 4096 + n % 8 * 128);
       SAGE_UNROLL for (int mt = 0; mt < kMTiles; ++mt) {

@@ -318,7 +318,7 @@ std::string Problem::run() {
   args.cu_seqlens_k = desc.varlen ? cu_seqlens_k_.data() : nullptr;
   args.seqused_k = case_.seqused_k.empty() ? nullptr : case_.seqused_k.data();
 
-  size_t const bytes = sage::cuda_workspace_bytes(desc, kernels_);
+  size_t const bytes = sage::quantized_q_bytes(desc, kernels_) + sage::quantized_kv_bytes(desc, kernels_);
   auto const free_aligned = [](char* p) { ::operator delete[](p, std::align_val_t{64}); };
   std::unique_ptr<char[], decltype(free_aligned)> const workspace(
       static_cast<char*>(::operator new[](bytes + kGuardBytes, std::align_val_t{64})), free_aligned);

@@ -98,6 +98,7 @@ void run_blocks(LaunchParams const& params, Config const& config, uint64_t num_b
 __thread Stats t_stats __attribute__((tls_model("initial-exec")));
 
 Stats& Stats::operator+=(Stats const& other) {
+  launches += other.launches;
   switches += other.switches;
   collectives += other.collectives;
   mma += other.mma;
@@ -148,6 +149,7 @@ void launch(LaunchParams const& params) {
       break;  // the system has no more threads; those that there are do the work
     }
   }
+  ++t_stats.launches;
   run_blocks(params, config, num_blocks, next, error);
   for (std::thread& helper : helpers) helper.join();
   if (!error.what.empty()) throw Error(error.what);

@@ -4,6 +4,7 @@
 namespace simt {
 
 struct Stats {
+  uint64_t launches = 0;
   uint64_t switches = 0;        // from one CUDA thread to another
   uint64_t collectives = 0;     // warp-wide operations
   uint64_t mma = 0;             // tensor-core instructions of a warp
