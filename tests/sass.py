@@ -1,0 +1,224 @@
+"""What compiled CUDA kernels spend, read from their SASS, compared with the record in benchmarks/sass.
+
+    python tests/sass.py [--update] [BUILD_DIR]
+
+Prints the figures of every instance in BUILD_DIR (build/python) and how they differ from the record, and exits with 1
+where one is worse, or missing. --update writes the record anew. benchmarks/sass/README.md says what the figures mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from building import REPOSITORY
+from sass_listing import PIPES, Function, Graph, parse
+
+RECORDS = REPOSITORY / "benchmarks" / "sass"
+BUILD_DIR = REPOSITORY / "build" / "python"
+
+# More of these is worse than the record. What is allocated to a kernel with a hot loop is decided by its launch bounds,
+# and what surrounds the loop hardly matters; of the others nothing better is known.
+GATED_WITH_HOT_LOOP = ("slots_per_score", "xu", "loop")
+GATED_WITHOUT = ("registers", "instructions")
+
+
+def figures(function: Function, head_dim: int) -> dict[str, Any]:
+    """What benchmarks/sass/README.md describes."""
+    resources, instructions = function.resources, function.instructions
+    result: dict[str, Any] = {
+        "registers": resources["REG"],
+        "stack": resources["STACK"],
+        "local": resources["LOCAL"],
+        "local_accesses": sum(x.name in ("LDL", "STL") for x in instructions),
+        "shared": resources["SHARED"],
+        "constant": resources["CONSTANT[0]"],
+        "instructions": len(instructions),
+    }
+    if not any(x.pipe == "tensor" for x in instructions):
+        return result
+    hot = Graph(instructions).hot_loop()
+    if hot is None:
+        return result
+    loop, path = hot
+    pipes = collections.Counter(x.pipe for x in path)
+    result["loop"] = len(loop)
+    result["tensor"] = dict(sorted(collections.Counter(x.opcode for x in path if x.pipe == "tensor").items()))
+    result |= {pipe: pipes[pipe] for pipe in PIPES if pipe != "tensor"}
+    # 16x8 scores per instruction, 4 per lane, summed over head_dim in steps of 32.
+    scores = result["tensor"].get("IMMA.16832.S8.S8", 0) * 4 * 32 / head_dim
+    if scores:
+        result["slots_per_score"] = round((len(path) - pipes["tensor"]) / scores, 3)
+    return result
+
+
+class Unit(NamedTuple):
+    """A kernel on an architecture."""
+
+    family: str
+    name: str
+    architecture: str
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.architecture}"
+
+
+def find_cuobjdump(build_dir: Path) -> str | None:
+    """Beside the build's nvcc, else on PATH, else among this Python's packages."""
+    cache = build_dir / "CMakeCache.txt"
+    nvcc = re.search(r"^CMAKE_CUDA_COMPILER:\w+=(.+)$", cache.read_text(), re.MULTILINE) if cache.exists() else None
+    folders = [str(Path(nvcc[1]).resolve().parent)] if nvcc else []
+    folders += [os.environ["PATH"], str(Path(sysconfig.get_path("purelib"), "nvidia", "cu13", "bin"))]
+    return shutil.which("cuobjdump", path=os.pathsep.join(folders))
+
+
+def nvcc_version(build_dir: Path) -> str | None:
+    """The version of the nvcc that a build uses, as 13.0.88; None if it is one without CUDA."""
+    for found in sorted(build_dir.glob("CMakeFiles/*/CMakeCUDACompiler.cmake")):
+        if version := re.search(r'CMAKE_CUDA_COMPILER_VERSION "([\d.]+)"', found.read_text()):
+            return version[1]
+    return None
+
+
+def objects(build_dir: Path) -> dict[tuple[str, str], Path]:
+    """The objects of all instances, whether or not they are built, by family and name."""
+    commands = build_dir / "compile_commands.json"
+    outputs = [x["output"] for x in json.loads(commands.read_text())] if commands.exists() else []
+    found = (re.search(r"sage_cuda_(\w+)\.dir/instances/(\w+)\.cu\.o$", output) for output in outputs)
+    return {(x[1], x[2]): build_dir / x.string for x in sorted(filter(None, found), key=lambda x: x.string)}
+
+
+def disassemble(cuobjdump: str, path: Path) -> list[Function]:
+    done = subprocess.run([cuobjdump, "-sass", "-res-usage", path], capture_output=True, text=True, check=False)
+    if done.returncode != 0 or not path.exists():
+        raise RuntimeError(f"{cuobjdump} -sass {path} ended with {done.returncode}: {done.stderr.strip()}")
+    return parse(done.stdout)
+
+
+def measure(cuobjdump: str, kernels: dict[tuple[str, str], Path]) -> dict[Unit, dict[str, Any]]:
+    """The figures of objects, each of which holds one kernel for one or more architectures."""
+    result = {}
+    for (family, name), path in kernels.items():
+        functions = disassemble(cuobjdump, path)
+        for function in functions:
+            unit = Unit(family, name, function.architecture)
+            if unit in result:
+                raise ValueError(f"{path} holds more than one function for {unit.architecture}")
+            result[unit] = figures(function, int(name.rpartition("_d")[2]))
+        if not functions:
+            raise ValueError(f"{path} holds no kernel")
+    return result
+
+
+def uses_local_memory(values: dict[str, Any]) -> bool:
+    return any(values[key] for key in ("stack", "local", "local_accesses"))
+
+
+class Difference(NamedTuple):
+    unit: Unit
+    verdict: str  # worse, better, changed, or missing
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.verdict}: {self.unit}: {self.text}"
+
+
+def compare(recorded: dict[Unit, dict[str, Any]], measured: dict[Unit, dict[str, Any]]) -> list[Difference]:
+    result = []
+    for unit in sorted(recorded.keys() | measured.keys()):
+        if unit not in recorded or unit not in measured:
+            result.append(Difference(unit, "missing", "not recorded" if unit in measured else "recorded, not built"))
+            continue
+        old, new = recorded[unit], measured[unit]
+        gated = GATED_WITH_HOT_LOOP if "loop" in old else GATED_WITHOUT
+        for key in sorted(old.keys() | new.keys(), key=[*old, *new].index):
+            before, after = old.get(key), new.get(key)
+            if before == after:
+                continue
+            if before is None or after is None or key == "tensor":
+                verdict = "worse"
+            else:
+                verdict = "changed" if key not in gated else "worse" if after > before else "better"
+            result.append(Difference(unit, verdict, f"{key} {before} -> {after}"))
+    return result
+
+
+def record_path(family: str, architecture: str, version: str) -> Path:
+    return RECORDS / f"{family}-{architecture}-cuda{'.'.join(version.split('.')[:2])}.json"
+
+
+def compare_with_records(measured: dict[Unit, dict[str, Any]], version: str) -> tuple[list[Difference], list[str]]:
+    """The differences from what this very compiler's code was recorded to be, and what was never recorded."""
+    differences, unrecorded = [], []
+    for family, architecture in sorted({(unit.family, unit.architecture) for unit in measured}):
+        path = record_path(family, architecture, version)
+        record = json.loads(path.read_text()) if path.exists() else {"nvcc": "no compiler of this minor version"}
+        if record["nvcc"] != version:
+            unrecorded.append(f"{path.name} is of {record['nvcc']}, this build of {version}")
+            continue
+        recorded = {Unit(family, name, architecture): x for name, x in record["kernels"].items()}
+        differences += compare(
+            recorded, {unit: x for unit, x in measured.items() if unit[::2] == (family, architecture)}
+        )
+    return differences, unrecorded
+
+
+def write_records(measured: dict[Unit, dict[str, Any]], version: str) -> list[Path]:
+    """One file per family, architecture and minor version of nvcc, with a line per kernel."""
+    files: dict[Path, list[str]] = collections.defaultdict(list)
+    for unit in sorted(measured):
+        line = f"    {json.dumps(unit.name)}: {json.dumps(measured[unit])}"
+        files[record_path(unit.family, unit.architecture, version)].append(line)
+    for path, lines in files.items():
+        kernels = ",\n".join(lines)
+        path.write_text(f'{{\n  "nvcc": "{version}",\n  "kernels": {{\n{kernels}\n  }}\n}}\n')
+    return list(files)
+
+
+def table(measured: dict[Unit, dict[str, Any]]) -> str:
+    columns = ["registers", "instructions", "loop", "xu", "alu", "fma", "memory", "other", "slots_per_score"]
+    lines = [f"{'':32}" + "".join(f"{column:>{len(column) + 2}}" for column in columns) + "  tensor"]
+    for unit, x in measured.items():
+        tensor = " ".join(f"{count} {opcode}" for opcode, count in x.get("tensor", {}).items())
+        cells = "".join(f"{x.get(column, ''):>{len(column) + 2}}" for column in columns)
+        lines.append(f"{unit!s:32}{cells}  {tensor}".rstrip())
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("build_dir", nargs="?", type=Path, default=BUILD_DIR, metavar="BUILD_DIR")
+    parser.add_argument("--update", action="store_true", help="write the record anew")
+    arguments = parser.parse_args()
+    build_dir = arguments.build_dir
+    kernels, version, cuobjdump = objects(build_dir), nvcc_version(build_dir), find_cuobjdump(build_dir)
+    if not kernels or version is None:
+        sys.exit(f"there are no CUDA kernels in {build_dir}")
+    if cuobjdump is None:
+        sys.exit("there is no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+    measured = measure(cuobjdump, kernels)
+    print(table(measured))
+    if faulty := [str(unit) for unit, x in measured.items() if uses_local_memory(x)]:
+        sys.exit(f"local memory is used by {', '.join(faulty)}")
+    differences, unrecorded = compare_with_records(measured, version)
+    for line in [*differences, *unrecorded]:
+        print(line)
+    if arguments.update:
+        for path in write_records(measured, version):
+            print(f"wrote {path}")
+        return 0
+    print("--update writes the record anew" if differences or unrecorded else "no difference from the record")
+    return int(any(x.verdict in ("worse", "missing") for x in differences))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""Reads what cuobjdump prints of compiled CUDA kernels: their instructions, control flow and hot loop."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# Where an opcode executes, as Nsight Compute names the pipes of sm_80; "other" is control flow, barriers, special
+# registers and the uniform datapath.
+PIPES = {
+    "tensor": "BMMA DMMA HMMA IMMA QMMA",
+    "xu": "BREV F2F F2I FLO FRND I2F MUFU POPC",
+    "alu": "BMSK CS2R F2FP FCHK FMNMX FSEL FSET FSETP HMNMX2 I2FP I2IP IABS IADD3 IMNMX ISETP LEA LOP3 MOV P2R PLOP3 "
+    "PRMT R2P SEL SGXT SHF VABSDIFF VABSDIFF4 VIADD VIMNMX",
+    "fma": "FADD FFMA FMUL FSWZADD HADD2 HFMA2 HMUL2 HSET2 HSETP2 IDP IMAD IMUL",
+    "memory": "ATOM ATOMG ATOMS LD LDC LDG LDGSTS LDL LDS LDSM RED SHFL ST STG STL STS",
+    "other": "BAR BRA BREAK BSSY BSYNC CALL CCTL DEPBAR ERRBAR EXIT LDGDEPBAR MEMBAR NANOSLEEP NOP R2UR RET S2R S2UR "
+    "UBMSK UFLO UIADD3 UIMAD UISETP ULDC ULEA ULOP3 UMOV UP2UR UPLOP3 UPOPC UPRMT UR2UP USEL USGXT USHF VOTE VOTEU "
+    "WARPSYNC YIELD",
+}
+PIPE_OF = {opcode: pipe for pipe, opcodes in PIPES.items() for opcode in opcodes.split()}
+INDIRECT_JUMPS = {"BRX", "BRXU", "JMP", "JMX", "JMXU"}
+
+
+class Instruction(NamedTuple):
+    address: int
+    text: str  # without its guard
+    guarded: bool  # by @P
+
+    @property
+    def opcode(self) -> str:
+        """With its modifiers: IMMA.16832.S8.S8."""
+        return self.text.split()[0]
+
+    @property
+    def name(self) -> str:
+        return self.opcode.split(".")[0]
+
+    @property
+    def pipe(self) -> str:
+        if self.name not in PIPE_OF:
+            raise ValueError(
+                f"unknown opcode {self.name} at 0x{self.address:x}: sort it into PIPES of tests/sass_listing.py"
+            )
+        return PIPE_OF[self.name]
+
+    @property
+    def target(self) -> int | None:
+        """Where it may jump to. A subroutine returns behind its CALL, but CALL is also used for plain jumps."""
+        if self.name in INDIRECT_JUMPS or self.opcode.startswith("CALL.ABS"):
+            raise ValueError(f"no jump to a known address at 0x{self.address:x}: {self.text}")
+        if self.name not in ("BRA", "CALL") and not self.opcode.startswith("WARPSYNC.COLLECTIVE"):
+            return None
+        found = re.search(r"(?<=[ ,])0x([0-9a-f]+)$", self.text)
+        if not found:
+            raise ValueError(f"no target at 0x{self.address:x}: {self.text}")
+        return int(found[1], 16)
+
+    @property
+    def falls_through(self) -> bool:
+        if self.guarded or self.name not in ("BRA", "EXIT", "RET"):
+            return True
+        return self.name != "RET" and not re.fullmatch(r"EXIT|BRA(\.\w+)* 0x[0-9a-f]+", self.text)
+
+
+class Function(NamedTuple):
+    architecture: str  # sm_80
+    name: str
+    resources: dict[str, int]  # as cuobjdump names them: REG, STACK, SHARED, LOCAL, CONSTANT[0], ...
+    instructions: list[Instruction]
+
+
+def parse(listing: str) -> list[Function]:
+    """The functions in what cuobjdump -sass -res-usage prints. A line that is not understood is an error."""
+    functions = []
+    for section in re.split(r"^Fatbin elf code:$", listing, flags=re.MULTILINE)[1:]:
+        architecture = re.search(r"^arch = (\w+)$", section, re.MULTILINE)[1]
+        resources = {}
+        for name, facts in re.findall(r"^ Function (.+):\n +(REG:.*)$", section, re.MULTILINE):
+            resources[name] = {key: int(value) for key, value in re.findall(r"(\S+):(\d+)", facts)}
+        for code in re.split(r"^\t*Function : ", section, flags=re.MULTILINE)[1:]:
+            name, _, lines = code.partition("\n")
+            functions.append(Function(architecture, name, resources[name], list(_instructions(lines))))
+    return functions
+
+
+def _instructions(lines: str) -> Iterator[Instruction]:
+    expected = 0
+    for line in lines.splitlines():
+        if found := re.match(r" +/\*([0-9a-f]{4,})\*/ +(@\S+ +)?(\S.*?) *; +/\*", line):
+            address = int(found[1], 16)
+            if address != expected:
+                raise ValueError(f"an instruction is missing at 0x{expected:x}: {line}")
+            expected += 16
+            yield Instruction(address, found[3], bool(found[2]))
+        elif re.match(r"Fatbin ptx code:", line):
+            return
+        elif not re.fullmatch(r" +/\* 0x[0-9a-f]{16} \*/|\t\.headerflags.*|\t*\.+|", line):
+            raise ValueError(f"not understood: {line}")
+
+
+class Graph:
+    """The basic blocks of a function that can be reached, as lists of instructions, and the jumps between them.
+
+    Blocks are numbers in reverse postorder: but for loops, a jump goes to a higher number.
+    """
+
+    def __init__(self, instructions: list[Instruction]):
+        joins = {(x.text.split()[1], int(x.text.split()[-1], 16)) for x in instructions if x.name == "BSSY"}
+        starts = {0} | {x.target for x in instructions if x.target is not None}
+        starts |= {x.address + 16 for x in instructions if x.target is not None or not x.falls_through}
+        blocks: dict[int, list[Instruction]] = {}
+        for x in instructions:
+            if x.name == "BSYNC" and (x.text.split()[1] + ",", x.address + 16) not in joins:
+                raise ValueError(f"BSYNC at 0x{x.address:x} continues elsewhere")
+            if x.address in starts:
+                block = blocks[x.address] = []
+            block.append(x)
+        following = {}
+        for start, block in blocks.items():
+            last = block[-1]
+            targets = [] if last.target is None else [last.target]
+            following[start] = targets + [last.address + 16] * last.falls_through
+        order = _postorder(following)[::-1]
+        number = {start: i for i, start in enumerate(order)}
+        self.blocks = [blocks[start] for start in order]
+        self.successors = [[number[x] for x in following[start]] for start in order]
+        self.predecessors: list[list[int]] = [[] for _ in order]
+        for i, successors in enumerate(self.successors):
+            for x in successors:
+                self.predecessors[x].append(i)
+        self.dominators = self._dominators()
+        self.tensor = [sum(x.pipe == "tensor" for x in block) for block in self.blocks]
+        self.copies = [sum(x.name == "LDGSTS" for x in block) for block in self.blocks]
+
+    def _dominators(self) -> list[int]:
+        """Per block the set, as bits, of the blocks that are passed on every way to it."""
+        result = [1] + [-1] * (len(self.blocks) - 1)
+        changed = True
+        while changed:
+            changed = False
+            for i in range(1, len(self.blocks)):
+                new = functools.reduce(int.__and__, (result[x] for x in self.predecessors[i])) | 1 << i
+                changed |= new != result[i]
+                result[i] = new
+        return result
+
+    def loops(self) -> dict[int, set[int]]:
+        """The natural loops: the blocks from which a jump back to the loop's header is reached without passing it."""
+        loops: dict[int, set[int]] = {}
+        for end, successors in enumerate(self.successors):
+            for header in successors:
+                if self.dominators[end] >> header & 1:
+                    body = loops.setdefault(header, {header})
+                    pending = [end]
+                    while pending:
+                        x = pending.pop()
+                        if x not in body:
+                            body.add(x)
+                            pending += self.predecessors[x]
+                elif header <= end:
+                    raise ValueError(f"a loop with two entries at 0x{self.blocks[header][0].address:x}")
+        return loops
+
+    def hot_loop(self) -> tuple[list[Instruction], list[Instruction]] | None:
+        """The smallest loop that has the most tensor instructions: all of it, and an iteration's path through it. None
+        if no loop has any.
+
+        The path is that of an iteration that does its full work in the cheapest way: of the paths with the most tensor
+        instructions, of those with the most copies to shared memory, the one with the fewest instructions.
+        """
+
+        def total(header: int) -> tuple[int, int]:
+            body = loops[header]
+            return sum(self.tensor[i] for i in body), -sum(len(self.blocks[i]) for i in body)
+
+        loops = self.loops()
+        header = max(loops, key=total, default=None)
+        if header is None or total(header)[0] == 0:
+            return None
+        best: dict[int, tuple[tuple[int, int, int], list[int]]] = {}  # by the path's end
+        for i in sorted(loops[header]):  # jumps back are not followed: inner loops are passed once
+            (tensor, copies, length), path = ((0, 0, 0), [])
+            if i != header:
+                (tensor, copies, length), path = max(best[x] for x in self.predecessors[i] if x in best)
+            work = (tensor + self.tensor[i], copies + self.copies[i], length - len(self.blocks[i]))
+            best[i] = (work, [*path, i])
+        path = max(best[x] for x in self.predecessors[header] if x in best)[1]
+        for i, following in itertools.pairwise(path):
+            last = self.blocks[i][-1]
+            if last.name == "CALL" and not last.guarded and self.blocks[following][0].address != last.target:
+                raise ValueError(f"the hot path calls a subroutine, which is not counted, at 0x{last.address:x}")
+        return ([x for i in sorted(loops[header]) for x in self.blocks[i]], [x for i in path for x in self.blocks[i]])
+
+
+def _postorder(following: dict[int, list[int]]) -> list[int]:
+    order, seen, pending = [], {0}, [(0, iter(following[0]))]
+    while pending:
+        start, rest = pending[-1]
+        for x in rest:
+            if x not in following:
+                raise ValueError(f"from the block at 0x{start:x} on to 0x{x:x}, where no instruction is")
+            if x not in seen:
+                seen.add(x)
+                pending.append((x, iter(following[x])))
+                break
+        else:
+            order.append(start)
+            pending.pop()
+    return order

@@ -1,0 +1,380 @@
+"""Gates on the compiled CUDA kernels, where no GPU is there to measure them: tests/sass.py explains the figures."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sass
+from building import REPOSITORY, configure, run
+from sage import _C
+from sass import Unit
+from sass_listing import PIPE_OF, PIPES, Graph, parse
+
+NVCC = _C.build_info()["cuda_compiler"]
+OTHER_ARCHITECTURES = ("sm_86", "sm_89", "sm_90")  # 87 has the shared memory and the instructions of 80 and 86
+BUILT_FOR_OTHERS = ["quantize_qkv_d128", "sm80_fwd_f16_d128", "sm80_fwd_int8_d128"]
+
+
+def expected_tensor(name: str) -> dict[str, int]:
+    """The tensor instructions that a warp issues for a tile of keys, by the sizes at the top of sm80_fwd.cuh."""
+    found = re.fullmatch(r"sm80_fwd_(\w+)_d(\d+)", name)
+    if not found:
+        return {}
+    mode, head_dim = found[1], int(found[2])
+    rows, keys = (16 if head_dim == 256 else 32), 64
+    kind, depth = {
+        "f16": ("HMMA.16816.F32", 16),
+        "bf16": ("HMMA.16816.F32.BF16", 16),
+        "f16acc": ("HMMA.16816.F16", 16),
+        "f16acc_f32": ("HMMA.16816.F16", 16),
+        "int8": ("IMMA.16832.U8.S8", 32),
+    }[mode]
+    return {
+        "IMMA.16832.S8.S8": (rows // 16) * (keys // 8) * (head_dim // 32),
+        kind: (rows // 16) * (head_dim // 8) * (keys // depth),
+    }
+
+
+def absolute_faults(measured: dict[Unit, dict[str, Any]]) -> list[str]:
+    """What no record can excuse."""
+    faults = [f"{unit}: local memory is used: {x}" for unit, x in measured.items() if sass.uses_local_memory(x)]
+    for unit, x in measured.items():
+        tensor, expected = x.get("tensor", {}), expected_tensor(unit.name)
+        if tensor != expected:
+            faults.append(f"{unit}: the hot loop's tensor instructions are {tensor}, expected {expected}")
+    return faults
+
+
+def cuobjdump(build_dir: Path) -> str:
+    found = sass.find_cuobjdump(build_dir)
+    if found is None:
+        pytest.skip("there is no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+    return found
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[Unit, dict[str, Any]]:
+    """Of the build that `make test` made."""
+    kernels = sass.objects(sass.BUILD_DIR)
+    if not kernels:
+        pytest.skip(f"there are no CUDA kernels in {sass.BUILD_DIR}")
+    return sass.measure(cuobjdump(sass.BUILD_DIR), kernels)
+
+
+def test_local_memory_and_tensor_instructions(measured: dict[Unit, dict[str, Any]]) -> None:
+    faults = absolute_faults(measured)
+    assert not faults, "\n".join(faults)
+
+
+def test_instruction_mix(measured: dict[Unit, dict[str, Any]]) -> None:
+    differences, unrecorded = sass.compare_with_records(measured, sass.nvcc_version(sass.BUILD_DIR))
+    worse = [str(x) for x in differences if x.verdict in ("worse", "missing")]
+    assert not worse, "\n".join([*worse, "if this is on purpose: python tests/sass.py --update"])
+    if differences:
+        lines = [*map(str, differences), "python tests/sass.py --update records this"]
+        warnings.warn("\n".join(lines), stacklevel=1)
+    if unrecorded:
+        pytest.skip("; ".join(unrecorded))
+
+
+def check_other_architectures(build_dir: Path, names: list[str] | None) -> None:
+    options = ("SAGE_CUDA=ON", "SAGE_CPU=OFF", f"CMAKE_CUDA_COMPILER={NVCC}")
+    configure(build_dir, *options, "SAGE_CUDA_ARCHS=86;89", "SAGE_CUDA_EXTRA_ARCH=90")
+    kernels = {key: path for key, path in sass.objects(build_dir).items() if names is None or key[1] in names}
+    assert len(kernels) == len(names or sass.objects(build_dir))
+    run("ninja", "-C", build_dir, "-j1", *(path.relative_to(build_dir) for path in kernels.values()))
+    measured = sass.measure(cuobjdump(build_dir), kernels)
+    assert set(measured) == {Unit(*key, architecture) for key in kernels for architecture in OTHER_ARCHITECTURES}
+    faults = absolute_faults(measured)
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.skipif(not NVCC, reason="this build has no CUDA, so there is no compiler")
+def test_other_architectures(tmp_path: Path) -> None:
+    """Those that the family also runs on, and one that it is built for to be tested there: no spills."""
+    check_other_architectures(tmp_path, BUILT_FOR_OTHERS)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not NVCC, reason="this build has no CUDA, so there is no compiler")
+def test_every_kernel_on_other_architectures(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    if "long" not in request.config.getoption("-m"):
+        pytest.skip("takes five minutes: run with -m long")
+    check_other_architectures(tmp_path, None)
+
+
+def test_unknown_extra_architecture(tmp_path: Path) -> None:
+    output = configure(tmp_path, "SAGE_CUDA=OFF", "SAGE_CUDA_EXTRA_ARCH=banana", succeed=False)
+    assert "SAGE_CUDA_EXTRA_ARCH must be one architecture, as 90, or empty, got 'banana'" in output
+
+
+# The analyser on hand-written listings.
+
+QK, PV = "IMMA.16832.S8.S8 R4, R8.ROW, R10.COL, R4", "HMMA.16816.F32 R4, R8, R10, R4"
+
+
+def listing(*texts: str, name: str = "kernel", architecture: str = "sm_80") -> str:
+    """As cuobjdump prints it: an instruction every 16 bytes."""
+    lines = [
+        "",
+        "Fatbin elf code:",
+        "================",
+        f"arch = {architecture}",
+        "",
+        "Resource usage:",
+        " Common:",
+        "  GLOBAL:0",
+        f" Function {name}:",
+        "  REG:40 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:664 TEXTURE:0 SURFACE:0 SAMPLER:0",
+        "",
+        f"\tcode for {architecture}",
+        f"\t\tFunction : {name}",
+        '\t.headerflags\t@"EF_CUDA_SM80"',
+    ]
+    for i, text in enumerate(texts):
+        lines += [
+            f"        /*{16 * i:04x}*/      {text:>30} ;    /* 0x00000a00ff017624 */",
+            f"{'':60}/* 0x000fe400078e00ff */",
+        ]
+    return "\n".join([*lines, "\t\t..........", "", ""])
+
+
+def values(*texts: str, head_dim: int = 32) -> dict[str, Any]:
+    (function,) = parse(listing(*texts))
+    return sass.figures(function, head_dim)
+
+
+def hot(*texts: str) -> tuple[list[int], list[int]]:
+    """The addresses, by 16, of the hot loop and of the path through it."""
+    loop, path = Graph(parse(listing(*texts))[0].instructions).hot_loop()
+    return sorted(x.address // 16 for x in loop), [x.address // 16 for x in path]
+
+
+def test_straight_line_has_no_hot_loop() -> None:
+    assert Graph(parse(listing("MOV R1, R2", PV, "EXIT"))[0].instructions).hot_loop() is None
+    assert "loop" not in values("MOV R1, R2", PV, "EXIT", "BRA 0x30", "NOP")
+    assert values("MOV R1, R2", "@P0 BRA 0x0", "EXIT")["instructions"] == 3
+
+
+def test_loop_is_found() -> None:
+    assert hot("MOV R1, R2", QK, "FADD R1, R2, R3", "@P0 BRA 0x10", "EXIT") == ([1, 2, 3], [1, 2, 3])
+
+
+def test_rare_branch_is_in_the_loop_but_not_on_the_path() -> None:
+    loop, path = hot(QK, "@P1 BRA 0x40", "FADD R1, R2, R3", "FADD R1, R2, R3", PV, "@P0 BRA 0x0", "EXIT")
+    assert loop == [0, 1, 2, 3, 4, 5] and path == [0, 1, 4, 5]
+
+
+def test_copies_are_on_the_path_and_are_made_the_cheap_way() -> None:
+    copy = "LDGSTS.E.BYPASS.LTC128B.128 [R1], [R2.64]"
+    loop, path = hot(
+        QK, "@P1 BRA 0x80", "@P2 BRA 0x60", "SEL R1, R2, R3, P0", copy, "BRA 0x80", copy, "NOP", "@P0 BRA 0x0", "EXIT"
+    )
+    assert loop == list(range(9)) and path == [0, 1, 2, 6, 7, 8]
+
+
+def test_inner_loop_is_passed_once_and_outer_loop_is_not_hot() -> None:
+    texts = [
+        "MOV R1, R2",
+        "NOP",
+        QK,
+        "@P1 BRA 0x20",
+        PV,
+        "@!P0 CALL.REL.NOINC 0x80",
+        "BRA 0x10",
+        "NOP",
+        "@P2 BRA 0x0",
+        "EXIT",
+    ]
+    assert hot(*texts) == ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6])
+
+
+def test_conditional_jumps_that_carry_no_guard() -> None:
+    assert hot(QK, "BRA P4, 0x30", "FADD R1, R2, R3", "BRA.DIV ~URZ, 0x50", "@P0 BRA 0x0", "EXIT")[1] == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "complaint, texts",
+    [
+        ("unknown opcode FROB", [QK, "FROB.X R1, R2", "@P0 BRA 0x0", "EXIT"]),
+        ("no jump to a known address", [QK, "BRX R2 -0x10", "@P0 BRA 0x0", "EXIT"]),
+        ("no target", [QK, "@P0 BRA `(.L_x_1)", "EXIT"]),
+        ("where no instruction is", [QK, "@P0 BRA 0x8", "EXIT"]),
+        ("continues elsewhere", ["BSSY B0, 0x40", QK, "BSYNC B0", "@P0 BRA 0x0", "EXIT"]),
+        ("two entries", ["@P0 BRA 0x20", QK, PV, "@P0 BRA 0x10", "EXIT"]),
+        ("calls a subroutine", [QK, "CALL.REL.NOINC 0x40", "@P0 BRA 0x0", "EXIT", "RET.REL.NODEC R20 0x0"]),
+    ],
+)
+def test_what_is_not_understood_is_refused(complaint: str, texts: list[str]) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        values(*texts)
+
+
+def test_lines_are_not_dropped() -> None:
+    text = listing("MOV R1, R2", "NOP", "EXIT")
+    with pytest.raises(ValueError, match="an instruction is missing at 0x10"):
+        parse(re.sub(r".*/\*0010\*/.*\n", "", text))
+    with pytest.raises(ValueError, match="not understood"):
+        parse(text.replace("/*0010*/", "/*001x*/"))
+
+
+def test_functions_of_every_architecture_are_read() -> None:
+    functions = parse(listing("EXIT") + listing("NOP", "EXIT", architecture="sm_90"))
+    assert [(x.architecture, x.name, len(x.instructions)) for x in functions] == [
+        ("sm_80", "kernel", 1),
+        ("sm_90", "kernel", 2),
+    ]
+    assert functions[0].resources["REG"] == 40
+
+
+def test_no_opcode_is_in_two_pipes() -> None:
+    assert len(PIPE_OF) == sum(len(opcodes.split()) for opcodes in PIPES.values())
+
+
+MIX = [QK, PV, "FFMA R1, R2, R3, R4", "MUFU.EX2 R1, R2", "LDS R1, [R2]", "FMNMX R1, R2, R3, !PT", "@P0 BRA 0x0", "EXIT"]
+
+
+def test_figures() -> None:
+    assert values(*MIX) == {
+        "registers": 40,
+        "stack": 0,
+        "local": 0,
+        "local_accesses": 0,
+        "shared": 0,
+        "constant": 664,
+        "instructions": 8,
+        "loop": 7,
+        "tensor": {"HMMA.16816.F32": 1, "IMMA.16832.S8.S8": 1},
+        "xu": 1,
+        "alu": 1,
+        "fma": 1,
+        "memory": 1,
+        "other": 1,
+        "slots_per_score": 1.25,
+    }
+    assert values(*MIX, head_dim=64)["slots_per_score"] == 2.5
+
+
+UNIT = Unit("sm80", "sm80_fwd_f16_d32", "sm_80")
+
+
+def verdicts(old: list[str], new: list[str]) -> set[str]:
+    return {f"{x.verdict} {x.text.split()[0]}" for x in sass.compare({UNIT: values(*old)}, {UNIT: values(*new)})} - {
+        "changed instructions"
+    }
+
+
+def test_one_more_instruction_is_worse() -> None:
+    more = ["FADD R1, R2, R3", *MIX]
+    assert verdicts(MIX, MIX) == set()
+    assert verdicts(MIX, [*MIX[:-2], "FADD R1, R2, R3", *MIX[-2:]]) == {
+        "worse slots_per_score",
+        "worse loop",
+        "changed fma",
+    }
+    assert verdicts([*MIX[:-2], "FADD R1, R2, R3", *MIX[-2:]], MIX) == {
+        "better slots_per_score",
+        "better loop",
+        "changed fma",
+    }
+    assert verdicts(MIX, [x.replace("FFMA R1, R2, R3, R4", "MUFU.EX2 R1, R2") for x in MIX]) == {
+        "worse xu",
+        "changed fma",
+    }
+    assert verdicts(MIX, [x.replace("F32", "F16") for x in MIX]) == {"worse tensor"}
+    assert "worse slots_per_score" in verdicts(MIX, ["EXIT"])
+    assert verdicts(MIX, [*more[:-2], "@P0 BRA 0x10", "EXIT"]) == set()  # outside the loop
+    old, new = {UNIT: values("EXIT")}, {UNIT: values("NOP", "EXIT")}
+    assert [str(x) for x in sass.compare(old, new)] == ["worse: sm80_fwd_f16_d32 on sm_80: instructions 1 -> 2"]
+    assert [x.verdict for x in sass.compare(old, {})] == [x.verdict for x in sass.compare({}, old)] == ["missing"]
+
+
+def test_absolute_faults() -> None:
+    def tile(mma: str, *more: str) -> dict[Unit, dict[str, Any]]:
+        texts = [*[QK] * 32, *[mma] * 64, *more, "@P0 BRA 0x0", "EXIT"]
+        return {Unit("sm80", "sm80_fwd_f16_d64", "sm_80"): values(*texts, head_dim=64)}
+
+    assert absolute_faults(tile(PV)) == []
+    assert "expected" in absolute_faults(tile(PV, QK))[0]
+    assert "expected" in absolute_faults(tile(PV.replace("F32", "F16")))[0]
+    assert "expected" in absolute_faults({Unit("sm80", "sm80_fwd_f16_d64", "sm_80"): values("NOP", "EXIT")})[0]
+    assert "local memory is used" in absolute_faults(tile(PV, "STL [R1], R2"))[0]
+
+
+@pytest.mark.skipif(not NVCC, reason="this build has no CUDA, so there is no compiler")
+def test_local_memory_of_a_compiled_kernel(tmp_path: Path) -> None:
+    source, path = REPOSITORY / "tests" / "cpp" / "toolchain" / "local.cu", tmp_path / "local.o"
+    run(NVCC, "-c", "-arch=sm_80", "-o", path, source)
+    (values,) = sass.measure(cuobjdump(sass.BUILD_DIR), {("sm80", "local_d64"): path}).values()
+    assert values["stack"] == 64 and values["local_accesses"] > 0
+    assert sass.uses_local_memory(values)
+
+
+def build(folder: Path, version: str = "13.0.88") -> Path:
+    """A build folder as CMake leaves it, with one kernel; cuobjdump is a script that prints the file `listing`."""
+    output = folder / "csrc/CMakeFiles/sage_cuda_sm80.dir/instances/sm80_fwd_f16_d32.cu.o"
+    for path, text in {
+        output: "",
+        folder / "compile_commands.json": json.dumps(
+            [{"output": str(output)}, {"output": str(folder / "launch.cpp.o")}]
+        ),
+        folder / "CMakeCache.txt": f"CMAKE_CUDA_COMPILER:FILEPATH={folder}/nvcc\n",
+        folder / "CMakeFiles/4.0/CMakeCUDACompiler.cmake": f'set(CMAKE_CUDA_COMPILER_VERSION "{version}")\n',
+        folder / "cuobjdump": f"#!/bin/sh\ncat {folder}/listing\n",
+    }.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (folder / "cuobjdump").chmod(0o755)
+    return folder
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sass, "RECORDS", tmp_path)
+
+    def command(*arguments: str, texts: list[str], version: str = "13.0.88") -> tuple[int | str, str]:
+        folder = build(tmp_path / "build", version)
+        (folder / "listing").write_text(listing(*texts))
+        monkeypatch.setattr(sys, "argv", ["sass.py", *arguments, str(folder)])
+        try:
+            status = sass.main()
+        except SystemExit as error:
+            status = error.code
+        return status, capsys.readouterr().out
+
+    more = [*MIX[:-2], "FADD R1, R2, R3", *MIX[-2:]]
+    status, output = command(texts=MIX)
+    assert status == 0 and "sm80-sm_80-cuda13.0.json is of no compiler of this minor version" in output
+    status, output = command("--update", texts=MIX)
+    assert status == 0 and f"wrote {tmp_path}/sm80-sm_80-cuda13.0.json" in output
+    assert command(texts=MIX)[0] == 0
+    status, output = command(texts=more)
+    assert status == 1 and "worse: sm80_fwd_f16_d32 on sm_80: slots_per_score 1.25 -> 1.5" in output
+    status, _ = command("--update", texts=["STL [R1], R2", *MIX])
+    assert status == "local memory is used by sm80_fwd_f16_d32 on sm_80"
+    assert command("--update", texts=more)[0] == 0
+    status, output = command(texts=MIX)
+    assert status == 0 and "better: sm80_fwd_f16_d32 on sm_80: slots_per_score 1.5 -> 1.25" in output
+    output = command(texts=MIX, version="13.0.99")[1]  # another compiler's code is not compared
+    assert "sm80-sm_80-cuda13.0.json is of 13.0.88, this build of 13.0.99" in output and "better" not in output
+
+
+def test_objects_must_be_built(tmp_path: Path) -> None:
+    folder = build(tmp_path)
+    kernels = sass.objects(folder)
+    assert list(kernels) == [("sm80", "sm80_fwd_f16_d32")]
+    (folder / "listing").write_text(listing("EXIT") + listing("EXIT"))
+    with pytest.raises(ValueError, match="more than one function for sm_80"):
+        sass.measure(str(folder / "cuobjdump"), kernels)
+    (folder / "listing").write_text("")
+    with pytest.raises(ValueError, match="holds no kernel"):
+        sass.measure(str(folder / "cuobjdump"), kernels)
+    kernels["sm80", "sm80_fwd_f16_d32"].unlink()
+    with pytest.raises(RuntimeError, match="sm80_fwd_f16_d32"):
+        sass.measure(str(folder / "cuobjdump"), kernels)
