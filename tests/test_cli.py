@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ import torch
 
 import sage
 from sage import _C
-from sage.cli import main, measure
-from sage.cli.bench import SDPA_DTYPES, render_case
+from sage.cli import info, machine, main, measure
+from sage.cli.bench import render_case
+from sage.cli.candidates import DTYPES
 from sage.cli.measure import Case, Timing, Truth, interleaved
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -92,6 +94,25 @@ def test_info_follows_the_forced_instruction_set(monkeypatch):
     assert code == 2 and "SAGE_CPU_ISA" in err and "sse9" in err
 
 
+def test_info_says_what_runs_on_each_gpu(monkeypatch):
+    gpu = {"compute_capability": "8.0", "sm_count": 108, "memory_bytes": 80 * 2**30}
+    devices = [{"index": 0, "name": "GPU A", **gpu}, {"index": 1, "name": "GPU B", **gpu, "compute_capability": "9.0"}]
+    fake = types.SimpleNamespace(cuda_devices=lambda: devices, build_info=_C.build_info)
+    kernel_name = machine.kernel_name
+
+    def on_two_gpus(recipe: str, backend: str, device_index: int = 0) -> str:
+        if device_index == 1:
+            raise NotImplementedError("no kernel of this build runs on sm_90")
+        return "sm80_fwd" if backend == "cuda" else kernel_name(recipe, backend)
+
+    monkeypatch.setattr(info, "_C", fake)
+    monkeypatch.setattr(machine, "kernel_name", on_two_gpus)
+    lines = run("info")[1].splitlines()
+    of_a, of_b = (next(line for line in lines if name in line) for name in ("GPU A", "GPU B"))
+    assert of_a.endswith("compute capability 8.0, 108 SMs, 80 GiB; sm80_fwd")
+    assert of_b.endswith("80 GiB; not served: no kernel of this build runs on sm_90")
+
+
 # ---- bench
 
 
@@ -120,7 +141,7 @@ def test_bench_report_is_consistent(tmp_path, case, backend, recipe, dtype):
     )
     (measured,) = report["cases"]
     assert report["settings"] == {"backend": backend, "dtype": dtype, "repeats": 3}
-    assert [r["name"] for r in measured["results"]] == [*(f"SDPA {name}" for name in SDPA_DTYPES), recipe]
+    assert [r["name"] for r in measured["results"]] == [*(f"SDPA {name}" for name in DTYPES), recipe]
     operations = 4 * case.batch * case.num_heads * case.seqlen_q * case.seqlen_k * case.head_dim / (1 + case.causal)
     for result in measured["results"]:
         ms = result["ms"]
@@ -134,7 +155,7 @@ def test_bench_report_is_consistent(tmp_path, case, backend, recipe, dtype):
 
     inputs = case.inputs()
     truth = float64_attention(*inputs, case.causal)
-    q, k, v = (x.to(SDPA_DTYPES[dtype]) for x in inputs)
+    q, k, v = (x.to(DTYPES[dtype]) for x in inputs)
     error = sage.attention(q, k, v, is_causal=case.causal, recipe=recipe, backend=backend).double() - truth
     ours = measured["results"][-1]
     assert ours["nrmse"] == pytest.approx((error.norm() / truth.norm()).item(), rel=1e-4)
@@ -151,6 +172,23 @@ def test_bench_table_shows_the_report(tmp_path):
     for result in measured["results"]:
         (line,) = (line for line in text.splitlines() if line.strip().startswith(f"{result['name']} "))
         assert f"{result['ms']['median']:.3f}" in line and f"{result['nrmse']:.2g}" in line and result["kernel"] in line
+
+
+def test_bench_keeps_what_it_measured(tmp_path, monkeypatch):
+    attention = sage.attention
+
+    def broken(q, *inputs, **settings):
+        if q.shape[2] == 9:
+            raise RuntimeError("the second case")
+        return attention(q, *inputs, **settings)
+
+    monkeypatch.setattr(sage, "attention", broken)
+    file = tmp_path / "report.json"
+    shapes = ["--shape", "1,1,8,16", "--shape", "1,1,9,16"]
+    with pytest.raises(RuntimeError, match="the second case"):
+        run("bench", *shapes, "--repeats", "1", "--recipe", "int16", "--json", str(file))
+    (kept,) = json.loads(file.read_text())["cases"]
+    assert kept["case"] == "(1, 1, 8, 16)"
 
 
 def test_bench_table_says_when_times_are_unsteady(tmp_path):
@@ -248,6 +286,28 @@ def test_interleaved_takes_turns_and_repeats_short_calls():
     assert order == ["slow"] * 2 + ["short"] * 2 + (["slow"] + ["short"] * calls) * 3
     assert timings["slow"].median >= 1.5 * measure.MIN_SAMPLE_SECONDS
     assert timings["short"].median >= measure.MIN_SAMPLE_SECONDS / 8
+
+
+def test_interleaved_enters_contexts_outside_of_what_is_timed():
+    events: list[str] = []
+
+    @contextlib.contextmanager
+    def context():
+        events.append("enter")
+        yield
+        events.append("exit")
+
+    def seconds(function, calls):
+        events.append(f"time {calls}")
+        for _ in range(calls):
+            function()
+        return 0.25
+
+    functions = {"a": lambda: events.append("a"), "b": lambda: events.append("b")}
+    timings = interleaved(functions, 1, seconds=seconds, sample_seconds=0.5, within={"b": context})
+    in_context = ["enter", "time 1", "b", "exit"]
+    assert events == ["time 1", "a"] * 2 + in_context * 2 + ["time 2", "a", "a", "enter", "time 2", "b", "b", "exit"]
+    assert timings["a"].samples == (0.25,) and timings["b"].calls_per_sample == 2
 
 
 def test_ratio_is_the_median_of_the_ratios():

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace golden {
 
@@ -29,7 +30,9 @@ constexpr Content content_of() {
   return Content::kBits;
 }
 
-// in: the words of A, B and C of a lane, out: those of D.
+// A case runs one atom in one warp. in and out: the words of this lane, in global memory.
+
+// in: the words of A, B and C, out: those of D.
 template <class Op>
 struct MmaCase {
   using Traits = cute::MMA_Traits<Op>;
@@ -67,8 +70,7 @@ struct MmaCase {
   }
 };
 
-// in: a row of 16 bytes of a lane, which it stores to shared memory; out: what it gets from rows that other lanes
-// stored.
+// in: a row of 16 bytes, which the lane stores to shared memory; out: what it gets from rows that other lanes stored.
 template <class Op>
 struct LdmatrixCase {
   static constexpr int kIn = 4, kOut = sizeof(typename Op::DRegisters) / 4;
@@ -90,12 +92,43 @@ struct LdmatrixCase {
   }
 };
 
-// visitor.visit<Case>(name) for every case.
+// in: a row of 16 bytes, so aligned, which the lane copies to shared memory in pieces of the size of Op; out: the row
+// of another lane. Where Op takes a predicate it is false, and the piece filled with zeros, for every third piece.
+template <class Op>
+struct CpAsyncCase {
+  using Piece = std::remove_extent_t<typename Op::SRegisters>;
+  static constexpr int kIn = 4, kOut = 4;
+  static constexpr Accuracy kAccuracy = Accuracy::kBitwise;
+
+  static constexpr Content content(int) { return Content::kBits; }
+
+  CUTE_DEVICE static void run(uint32_t const* in, uint32_t* out, char* smem) {
+    constexpr int kPieces = 16 / sizeof(Piece);
+    auto const* const source = reinterpret_cast<Piece const*>(in);
+    auto* const target = reinterpret_cast<Piece*>(smem + threadIdx.x * 16);
+    memset(static_cast<void*>(target), 0xA5, 16);
+    __syncthreads();  // the copies come after it, although the compiler does not know what they write
+    for (int i = 0; i < kPieces; ++i) {
+      if constexpr (std::is_invocable<decltype(&Op::copy), Piece const&, Piece&, bool>::value) {
+        Op::copy(source[i], target[i], (threadIdx.x + i) % 3 != 0);
+      } else {
+        Op::copy(source[i], target[i]);
+      }
+    }
+    cute::cp_async_fence();
+    cute::cp_async_wait<0>();
+    __syncthreads();  // the row that this lane reads was copied by another one
+    memcpy(out, smem + (threadIdx.x * 11 + 7) % kLanes * 16, 16);
+  }
+};
+
+// visitor.visit<Case>(name) for every case. A name begins with SMxy: the first architecture that has the instruction.
 template <class Visitor>
 void visit_cases(Visitor& visitor) {
 #define SAGE_GOLDEN_CASE(Case, Op) visitor.template visit<Case<cute::Op>>(#Op)
   SAGE_GOLDEN_CASE(MmaCase, SM80_16x8x32_S32S8S8S32_TN);
   SAGE_GOLDEN_CASE(MmaCase, SM80_16x8x32_S32U8S8S32_TN);
+  SAGE_GOLDEN_CASE(MmaCase, SM80_16x8x64_S32S4S4S32_TN);
   SAGE_GOLDEN_CASE(MmaCase, SM80_16x8x16_F32F16F16F32_TN);
   SAGE_GOLDEN_CASE(MmaCase, SM80_16x8x16_F16F16F16F16_TN);
   SAGE_GOLDEN_CASE(MmaCase, SM80_16x8x16_F32BF16BF16F32_TN);
@@ -107,6 +140,13 @@ void visit_cases(Visitor& visitor) {
   SAGE_GOLDEN_CASE(LdmatrixCase, SM75_U16x2_LDSM_T);
   SAGE_GOLDEN_CASE(LdmatrixCase, SM75_U16x4_LDSM_T);
   SAGE_GOLDEN_CASE(LdmatrixCase, SM75_U16x8_LDSM_T);
+  SAGE_GOLDEN_CASE(CpAsyncCase, SM80_CP_ASYNC_CACHEALWAYS<uint32_t>);
+  SAGE_GOLDEN_CASE(CpAsyncCase, SM80_CP_ASYNC_CACHEALWAYS<uint64_t>);
+  SAGE_GOLDEN_CASE(CpAsyncCase, SM80_CP_ASYNC_CACHEGLOBAL<cute::uint128_t>);
+  SAGE_GOLDEN_CASE(CpAsyncCase, SM80_CP_ASYNC_CACHEALWAYS_ZFILL<uint32_t>);
+  SAGE_GOLDEN_CASE(CpAsyncCase, SM80_CP_ASYNC_CACHEALWAYS_ZFILL<uint64_t>);
+  SAGE_GOLDEN_CASE(CpAsyncCase, SM80_CP_ASYNC_CACHEALWAYS_ZFILL<cute::uint128_t>);
+  SAGE_GOLDEN_CASE(CpAsyncCase, SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>);
 #undef SAGE_GOLDEN_CASE
 }
 

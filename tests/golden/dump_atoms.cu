@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <iostream>
 
 #include "golden/atoms.h"
@@ -22,15 +23,18 @@ void check(cudaError_t error, char const* what) {
 template <class Case>
 __global__ void run_case(uint32_t const* in, uint32_t* out) {
   __shared__ __align__(128) char smem[golden::kSharedBytes];
-  uint32_t words_in[Case::kIn], words_out[Case::kOut];
-  for (int i = 0; i < Case::kIn; ++i) words_in[i] = in[threadIdx.x * Case::kIn + i];
-  Case::run(words_in, words_out, smem);
-  for (int i = 0; i < Case::kOut; ++i) out[threadIdx.x * Case::kOut + i] = words_out[i];
+  Case::run(in + threadIdx.x * Case::kIn, out + threadIdx.x * Case::kOut, smem);
 }
 
 struct Dump {
+  int architecture;
+
   template <class Case>
   void visit(char const* name) {
+    if (architecture < std::atoi(name + std::strlen("SM"))) {
+      std::cerr << name << " is left out: this GPU is sm_" << architecture << "\n";
+      return;
+    }
     for (int i = 0; i < kVectorsPerAtom; ++i) {
       golden::Vector vector = golden::make_vector<Case>(name, i);
       uint32_t *in, *out;
@@ -55,9 +59,10 @@ int main() {
   int driver = 0;
   check(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
   check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
-  golden::write_header(std::cout, std::string(device.name) + ", sm_" + std::to_string(device.major) +
-                                      std::to_string(device.minor) + ", CUDA driver " + std::to_string(driver));
-  Dump dump;
+  int const architecture = 10 * device.major + device.minor;
+  golden::write_header(std::cout, std::string(device.name) + ", sm_" + std::to_string(architecture) + ", CUDA driver " +
+                                      std::to_string(driver));
+  Dump dump{architecture};
   golden::visit_cases(dump);
   return std::cout.good() ? 0 : 1;
 }

@@ -1,9 +1,11 @@
-"""Times quantized attention next to PyTorch's scaled_dot_product_attention in float32, bfloat16 and float16.
+"""Times quantized attention next to PyTorch's scaled_dot_product_attention: on the CPU in float32, bfloat16 and float16,
+with --backend cuda each of its kernels (flash, cuDNN, efficient, math) in bfloat16 and float16.
 
 All candidates run interleaved in one process. A time includes quantization; it is the median over the repeats.
-"x SDPA" compares with the fastest of the three SDPA dtypes: the median of the ratios within a repeat. NRMSE
-(|out - truth| / |truth|) and the largest error are against float64 attention of the same N(0, 1) inputs. GOPS counts
-4 * batch * heads * seqlen_q * seqlen_k * head_dim operations, half of that with a causal mask.
+"x SDPA" compares with the fastest SDPA: the median of the ratios within a repeat. NRMSE (|out - truth| / |truth|) and
+the largest error are against float64 attention of the same N(0, 1) inputs. GOPS (on a GPU TOPS) counts
+4 * batch * heads * seqlen_q * seqlen_k * head_dim operations, half of that with a causal mask. On a GPU "kernel ms" and
+"kernel TOPS" are those of the attention kernel alone, on operands that were quantized before.
 """
 
 from __future__ import annotations
@@ -12,16 +14,26 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 
 import sage
 
-from . import machine, plot
-from .measure import Case, Timing, Truth, interleaved
+from . import candidates, machine, nvidia_smi, plot
+from .candidates import Candidate
+from .measure import (
+    MIN_CUDA_SAMPLE_SECONDS,
+    MIN_SAMPLE_SECONDS,
+    Case,
+    Timing,
+    Truth,
+    cuda_seconds,
+    interleaved,
+    wall_seconds,
+)
 from .terminal import (
     Refused,
     argument,
@@ -37,10 +49,24 @@ from .terminal import (
 RECIPES = {"sage1_int8": "fast", "sage1": "default", "int16": "accurate"}
 """What the CPU kernels serve, and what each is for."""
 
-SDPA_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CUDA_RECIPES = {
+    "sage1": "default",
+    "sage1(pv_accum=fp16+fp32)": "fp16 accumulators, folded into fp32",
+    "sage1(pv_accum=fp16)": "fp16 accumulators",
+    "sage1_int8": "integers only",
+}
+"""Likewise of the CUDA kernels."""
+
+GPU_BACKENDS = ("cuda", "emulator")
+"""Whose kernels are those of GPUs. The emulator is no choice of the command: it is how the tests measure with these."""
+
+GPU_DTYPES = ("bfloat16", "float16")
 
 UNSTEADY = 1.5
 """A median this many times the fastest sample gets a note: on a quiet machine they nearly agree."""
+
+STATE_SECONDS = 0.3
+"""How often a GPU is asked for its clock while it is measured."""
 
 PRESETS: dict[str, tuple[Case, ...]] = {
     "default": (
@@ -52,18 +78,25 @@ PRESETS: dict[str, tuple[Case, ...]] = {
     "small": tuple(Case(1, 8, seqlen, seqlen, 64) for seqlen in (64, 128, 197, 256)),
     "long": tuple(Case(1, 2, seqlen, seqlen, 128) for seqlen in (2048, 4096, 8192, 16384)),
     "decode": tuple(Case(1, 8, seqlen_q, 2048, 128) for seqlen_q in (1, 6, 16, 64)),
+    "gpu": tuple(
+        Case(2, 32, seqlen, seqlen, head_dim, causal)
+        for head_dim in (64, 128)
+        for causal in (False, True)
+        for seqlen in (1024, 2048, 4096, 8192, 16384)
+    ),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--backend", choices=("auto", "cpu", "reference"), default="auto")
+    add("--backend", choices=("auto", "cpu", "cuda", "reference"), default="auto")
     add(
         "--recipe",
         action="append",
         type=argument(_recipe),
         metavar="NAME",
-        help=f"repeatable; fields may follow: 'sage1(smooth_k=False)' (default: {describe_recipes()})",
+        help=f"repeatable; fields may follow: 'sage1(smooth_k=False)' (default: {describe_recipes()}; "
+        f"cuda: {describe_recipes(CUDA_RECIPES)})",
     )
     shapes = parser.add_mutually_exclusive_group()
     shapes.add_argument(
@@ -73,9 +106,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="B,H,S,D",
         help="batch, heads, seqlen, head_dim, or B,H,SQ,SK,D; repeatable",
     )
-    shapes.add_argument("--preset", choices=PRESETS, default="default", help="a set of shapes (default: %(default)s)")
+    shapes.add_argument(
+        "--preset", choices=PRESETS, help="a set of shapes (default: default; with --backend cuda: gpu)"
+    )
     add("--causal", action="store_true", help="every shape with a causal mask")
-    add("--dtype", choices=SDPA_DTYPES, default="bfloat16", help="in and out of the recipes (default: %(default)s)")
+    add(
+        "--dtype",
+        choices=candidates.DTYPES,
+        default="bfloat16",
+        help="in and out of the recipes (default: %(default)s)",
+    )
     add("--threads", type=argument(positive_int), metavar="N", help="(default: torch.get_num_threads())")
     add(
         "--repeats",
@@ -88,14 +128,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--plot", type=argument(output_file), metavar="FILE", help="write a picture (PNG)")
 
 
-def describe_recipes() -> str:
-    return ", ".join(f"{recipe} ({purpose})" for recipe, purpose in RECIPES.items())
+def describe_recipes(recipes: dict[str, str] = RECIPES) -> str:
+    return ", ".join(f"{recipe} ({purpose})" for recipe, purpose in recipes.items())
 
 
 def run(arguments: argparse.Namespace) -> None:
     if arguments.plot and not is_installed("matplotlib"):
         raise Refused(f"--plot needs matplotlib: {install_line('bench')}", 1)
-    cases = tuple(dict.fromkeys(arguments.shape or PRESETS[arguments.preset]))
+    on_cuda = arguments.backend == "cuda"
+    if on_cuda and not torch.cuda.is_available():
+        raise Refused(f"--backend cuda needs a GPU; PyTorch {torch.__version__} sees none", 1)
+    preset = arguments.preset or ("gpu" if on_cuda else "default")
+    cases = tuple(dict.fromkeys(arguments.shape or PRESETS[preset]))
     if arguments.causal:
         cases = tuple(dict.fromkeys(dataclasses.replace(case, causal=True) for case in cases))
     unequal = next((case for case in cases if case.causal and case.seqlen_q != case.seqlen_k), None)
@@ -103,12 +147,17 @@ def run(arguments: argparse.Namespace) -> None:
         raise Refused(
             f"--causal needs equal lengths, got {unequal}: SDPA aligns its causal mask top-left, sage bottom-right", 2
         )
-    recipes = tuple(dict.fromkeys(arguments.recipe or RECIPES))
+    recipes = tuple(dict.fromkeys(arguments.recipe or (CUDA_RECIPES if on_cuda else RECIPES)))
+
+    def keep(report: dict) -> None:
+        if arguments.json:
+            write_json(arguments.json, report)
+
+    settings = {"backend": arguments.backend, "dtype": arguments.dtype, "repeats": arguments.repeats}
     with _threads(arguments.threads):
-        report = measure(cases, recipes, backend=arguments.backend, dtype=arguments.dtype, repeats=arguments.repeats)
+        report = measure(cases, recipes, **settings, keep=keep)
     print(render(report))
     if arguments.json:
-        write_json(arguments.json, report)
         print(f"\nwrote {arguments.json}")
     if arguments.plot:
         plot.save(report, arguments.plot)
@@ -128,51 +177,133 @@ def kernel_names(
     return names
 
 
-def measure(cases: Sequence[Case], recipes: Sequence[str], *, backend: str, dtype: str, repeats: int) -> dict:
-    """The report of a benchmark: what `--json` writes, `render` and `plot.save` show.
+def measure(
+    cases: Sequence[Case],
+    recipes: Sequence[str],
+    *,
+    backend: str,
+    dtype: str,
+    repeats: int,
+    keep: Callable[[dict], None] = lambda report: None,
+) -> dict:
+    """The report of a benchmark: what `--json` writes, `render` and `plot.save` show. `keep` is given the report after
+    every case: what was measured survives a later case that fails.
 
     Raises Refused, before anything is timed, where no kernel serves a recipe.
     """
     kernels = kernel_names(cases, recipes, backend=backend, dtype=dtype)
+    on_gpu = backend in GPU_BACKENDS
     settings = {"backend": backend, "dtype": dtype, "repeats": repeats}
-    with progress(len(cases) * (len(SDPA_DTYPES) + len(recipes)) * repeats) as step, torch.inference_mode():
-        results = [_measure_case(case, recipes, kernels, settings, step) for case in cases]
-    return {
+    report = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine.cpu(),
+        **({"gpu": machine.gpu()} if on_gpu else {}),
         "versions": machine.versions(),
         "settings": settings,
-        "cases": results,
+        "cases": [],
     }
+    measure_case = _measure_on_gpu if on_gpu else _measure_on_cpu
+    samples = len(candidates.DTYPES) + len(recipes)
+    if on_gpu:
+        samples = len(candidates.SDPA_BACKENDS) * len(GPU_DTYPES) + 2 * len(recipes)
+    with progress(len(cases) * samples * repeats) as step, torch.inference_mode():
+        for case in cases:
+            report["cases"].append(measure_case(case, recipes, kernels, settings, step))
+            keep(report)
+    return report
 
 
-def _measure_case(
+def _measure_on_cpu(
     case: Case,
     recipes: Sequence[str],
     kernels: dict[tuple[Case, str], str],
     settings: dict,
     step: Callable[[str], None],
 ) -> dict:
-    inputs, dtype = case.inputs(), settings["dtype"]
-    typed = {name: tuple(x.to(sdpa_dtype) for x in inputs) for name, sdpa_dtype in SDPA_DTYPES.items()}
-    functions: dict[str, Callable[[], torch.Tensor]] = {}
-    about: dict[str, dict] = {}
-    for name, qkv in typed.items():
-        functions[f"SDPA {name}"] = lambda qkv=qkv: F.scaled_dot_product_attention(*qkv, is_causal=case.causal)
-        about[f"SDPA {name}"] = {"recipe": None, "dtype": name, "kernel": "torch"}
-    for recipe in recipes:
-        functions[recipe] = lambda recipe=recipe: sage.attention(
-            *typed[dtype], is_causal=case.causal, recipe=recipe, backend=settings["backend"]
-        )
-        about[recipe] = {"recipe": recipe, "dtype": dtype, "kernel": kernels[case, recipe]}
+    inputs = case.inputs()
+    typed = {name: tuple(x.to(dtype) for x in inputs) for name, dtype in candidates.DTYPES.items()}
+    sdpa = candidates.sdpa(case, typed)
+    ours = _ours(candidates.quantized, case, typed[settings["dtype"]], recipes, kernels, settings)
+    timings = _time(case, sdpa | ours, settings, step)
+    return _results(case, sdpa, ours, timings, Truth(case, *inputs))
+
+
+def _measure_on_gpu(
+    case: Case,
+    recipes: Sequence[str],
+    kernels: dict[tuple[Case, str], str],
+    settings: dict,
+    step: Callable[[str], None],
+) -> dict:
+    """Likewise, with the attention kernels alone, the state of the GPU meanwhile, and what did not run."""
+    backend = settings["backend"]
+    inputs = case.inputs("cuda" if backend == "cuda" else "cpu")
     truth = Truth(case, *inputs)
-    errors = {name: truth.errors(function()) for name, function in functions.items()}
-    timings = interleaved(functions, settings["repeats"], step=lambda name: step(f"{case} {name}"))
-    fastest = min((f"SDPA {name}" for name in SDPA_DTYPES), key=lambda name: timings[name].median)
-    results = [
-        {"name": name, **about[name], **_speed(case, timings[name], timings[fastest]), **errors[name]}
-        for name in functions
-    ]
+    typed = {name: tuple(x.to(candidates.DTYPES[name]) for x in inputs) for name in GPU_DTYPES}
+    del inputs
+    sdpa, left_out = candidates.sdpa_backends(case, typed)
+    if not sdpa:
+        raise Refused(f"no SDPA kernel runs {case}: {left_out}", 2)
+    qkv = typed[settings["dtype"]]
+    ours = _ours(candidates.quantized, case, qkv, recipes, kernels, settings)
+    alone = _ours(candidates.kernel_only, case, qkv, recipes, kernels, settings)
+    timed = sdpa | ours
+    for recipe in recipes:
+        if torch.equal(alone[recipe].call(), ours[recipe].call()):
+            timed[_alone(recipe)] = alone[recipe]
+        else:
+            left_out[_alone(recipe)] = "its output is not that of sage.attention"
+    read = functools.partial(nvidia_smi.query, machine.gpu()["uuid"])
+    with nvidia_smi.sampled(read, STATE_SECONDS) as states:
+        timings = _time(case, timed, settings, step)
+    report = _results(case, sdpa, ours, timings, truth)
+    baseline = timings[report["fastest_sdpa"]]
+    for result in report["results"]:
+        if result["recipe"]:
+            timing = timings.get(_alone(result["recipe"]))
+            result["kernel_only"] = _speed(case, timing, baseline) if timing else None
+    return report | {"gpu_state": nvidia_smi.ranges(states), "left_out": left_out}
+
+
+def _alone(recipe: str) -> str:
+    return f"{recipe}, kernel only"
+
+
+def _ours(
+    make: Callable[..., Candidate],
+    case: Case,
+    qkv: candidates.Qkv,
+    recipes: Sequence[str],
+    kernels: dict[tuple[Case, str], str],
+    settings: dict,
+) -> dict[str, Candidate]:
+    """What `make` makes of every recipe."""
+    dtype, backend = settings["dtype"], settings["backend"]
+    return {recipe: make(case, qkv, dtype, recipe, backend, kernels[case, recipe]) for recipe in recipes}
+
+
+def _time(case: Case, timed: dict[str, Candidate], settings: dict, step: Callable[[str], None]) -> dict[str, Timing]:
+    on_cuda = settings["backend"] == "cuda"
+    return interleaved(
+        {name: candidate.call for name, candidate in timed.items()},
+        settings["repeats"],
+        seconds=cuda_seconds if on_cuda else wall_seconds,
+        sample_seconds=MIN_CUDA_SAMPLE_SECONDS if on_cuda else MIN_SAMPLE_SECONDS,
+        within={name: candidate.within for name, candidate in timed.items()},
+        step=lambda name: step(f"{case} {name}"),
+    )
+
+
+def _results(
+    case: Case, sdpa: dict[str, Candidate], ours: dict[str, Candidate], timings: dict[str, Timing], truth: Truth
+) -> dict:
+    fastest = min(sdpa, key=lambda name: timings[name].median)
+    results = []
+    for name, candidate in (sdpa | ours).items():
+        with candidate.within():
+            errors = truth.errors(candidate.call())
+        about = {"name": name, "recipe": candidate.recipe, "dtype": candidate.dtype, "kernel": candidate.kernel}
+        results.append({**about, **_speed(case, timings[name], timings[fastest]), **errors})
     return {
         "case": str(case),
         **dataclasses.asdict(case),
@@ -193,40 +324,49 @@ def _speed(case: Case, timing: Timing, baseline: Timing) -> dict:
 
 def render(report: dict) -> str:
     """The tables of a report."""
-    settings = report["settings"]
+    settings, on_gpu = report["settings"], "gpu" in report
     head = (
-        f"{machine.summary(report['machine'])}, torch {report['versions']['torch']}\n"
+        f"{machine.describe(report)}, torch {report['versions']['torch']}\n"
         f"recipes: {settings['dtype']} in and out, backend {settings['backend']}, quantization included; "
         f"medians of {settings['repeats']} interleaved repeats\n"
-        "x SDPA: against the fastest SDPA dtype; NRMSE and max error: against float64 attention of the same inputs"
+        f"x SDPA: against the fastest SDPA {'kernel and ' if on_gpu else ''}dtype; NRMSE and max error: against float64 "
+        "attention of the same inputs"
     )
+    if on_gpu:
+        head += "\nkernel ms and kernel TOPS: the attention kernel alone, on operands quantized before"
     return "\n\n".join([head, *map(render_case, report["cases"])])
 
 
 def render_case(case: dict) -> str:
+    on_gpu = "gpu_state" in case
     rows = [("", "ms", "GOPS", "x SDPA", "NRMSE", "max error", "kernel")]
-    rows += [
-        (
-            r["name"],
-            f"{r['ms']['median']:.3f}",
-            f"{r['gops']:.0f}",
-            f"{r['speedup']:.2f}",
-            f"{r['nrmse']:.2g}",
-            f"{r['max_error']:.2g}",
-            r["kernel"],
-        )
-        for r in case["results"]
-    ]
-    checked, heads = case["heads_checked"], case["batch"] * case["num_heads"]
-    note = "" if checked == heads else f", errors of {checked} of {heads} heads"
+    if on_gpu:
+        rows = [("", "ms", "TOPS", "x SDPA", "kernel ms", "kernel TOPS", "NRMSE", "max error", "kernel")]
+    for r in case["results"]:
+        speed = [f"{r['ms']['median']:.3f}", f"{r['gops'] / 1e3 if on_gpu else r['gops']:.0f}", f"{r['speedup']:.2f}"]
+        if on_gpu:
+            alone = r.get("kernel_only")
+            speed += [f"{alone['ms']['median']:.3f}", f"{alone['gops'] / 1e3:.0f}"] if alone else ["", ""]
+        rows.append((r["name"], *speed, f"{r['nrmse']:.2g}", f"{r['max_error']:.2g}", r["kernel"]))
+    text = f"{case['case']}{_render_facts(case)}\n{table(rows, align='<' + '>' * (len(rows[0]) - 2) + '<')}"
+    reasons: dict[str, list[str]] = {}
+    for name, reason in case.get("left_out", {}).items():
+        reasons.setdefault(reason, []).append(name)
+    text += "".join(f"\n  left out: {', '.join(names)}: {reason}" for reason, names in reasons.items())
     spread = max(r["ms"]["median"] / r["ms"]["min"] for r in case["results"])
-    warning = (
-        f"\n  Unsteady: medians up to {spread:.1f} times the fastest sample. Something else may be running; "
-        "--threads 1 suffers least from it."
-        if spread > UNSTEADY
-        else ""
-    )
-    return f"{case['case']}{note}\n{table(rows, align='<>>>>><')}{warning}"
+    if spread > UNSTEADY:
+        text += f"\n  Unsteady: medians up to {spread:.1f} times the fastest sample. Something else may be running"
+        text += "." if on_gpu else "; --threads 1 suffers least from it."
+    return text
+
+
+def _render_facts(case: dict) -> str:
+    """What goes beside a case's name."""
+    checked, heads = case["heads_checked"], case["batch"] * case["num_heads"]
+    text = "" if checked == heads else f", errors of {checked} of {heads} heads"
+    if clock := case.get("gpu_state", {}).get("sm_clock_mhz"):
+        text += f", SM clock {clock[0]:.0f} to {clock[1]:.0f} MHz"
+    return text
 
 
 @contextlib.contextmanager

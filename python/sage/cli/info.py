@@ -39,16 +39,20 @@ def gather() -> dict:
 
 
 def _gpus() -> dict:
+    """The devices, each with what runs its default recipe; or why there are none."""
     try:
-        return {"devices": _C.cuda_devices(), "reason": ""}
+        devices = _C.cuda_devices()
     except RuntimeError as error:
         return {"devices": [], "reason": str(error)}
+    for device in devices:
+        device["auto"] = _availability("auto", "cuda", device_index=device["index"])
+    return {"devices": devices, "reason": ""}
 
 
-def _availability(recipe: str, backend: str) -> dict[str, str]:
+def _availability(recipe: str, backend: str, **problem: int) -> dict[str, str]:
     """The kernel that runs a recipe, or why none does."""
     try:
-        return {"kernel": machine.kernel_name(recipe, backend), "reason": ""}
+        return {"kernel": machine.kernel_name(recipe, backend, **problem), "reason": ""}
     except RuntimeError as error:  # NotImplementedError is one
         return {"kernel": "", "reason": str(error)}
 
@@ -73,7 +77,8 @@ def render(facts: dict) -> str:
             (
                 str(gpu["index"]),
                 f"{gpu['name']}, compute capability {gpu['compute_capability']}, "
-                f"{gpu['sm_count']} SMs, {gpu['memory_bytes'] / 2**30:.0f} GiB",
+                f"{gpu['sm_count']} SMs, {gpu['memory_bytes'] / 2**30:.0f} GiB; "
+                + (gpu["auto"]["kernel"] or f"not served: {gpu['auto']['reason']}"),
             )
             for gpu in gpus["devices"]
         ]

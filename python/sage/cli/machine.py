@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import sage
 from sage import _C, _select
 
+from . import nvidia_smi
 from .terminal import Refused
 
 # What each instruction set of the CPU kernels needs (csrc/kernels/cpu/isa.cpp), by the names of /proc/cpuinfo.
@@ -50,6 +52,33 @@ def summary(facts: dict) -> str:
     return f"{facts['model']}, {facts['isa']}, {threads} thread{'s' if threads > 1 else ''}"
 
 
+def gpu() -> dict:
+    """The current CUDA device; what nvidia-smi says about it, or why it says nothing."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    facts = {
+        "name": properties.name,
+        "architecture": f"sm_{properties.major}{properties.minor}",
+        "sm_count": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "uuid": str(getattr(properties, "uuid", "")),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+    try:
+        return facts | {"nvidia_smi": nvidia_smi.query(facts["uuid"]), "nvidia_smi_error": ""}
+    except RuntimeError as error:
+        return facts | {"nvidia_smi": {}, "nvidia_smi_error": str(error)}
+
+
+def describe(report: dict) -> str:
+    """What a benchmark's report was measured on, in one line."""
+    if "gpu" not in report:
+        return summary(report["machine"])
+    gpu = report["gpu"]
+    driver = gpu["nvidia_smi"].get("driver", "unknown")
+    return f"{gpu['name']}, {gpu['architecture']}, CUDA {gpu['cuda']}, driver {driver}"
+
+
 def isa() -> str:
     """The instruction set that the CPU kernels use: the forced one, else the best. Refused if none has that name."""
     try:
@@ -73,10 +102,19 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
-def kernel_name(
+def kernel_name(recipe: str, backend: str, **problem: Any) -> str:
+    """The kernel that serves a problem (see `plan`). Where none does, raises with the reason: ValueError,
+    NotImplementedError or, without a device, RuntimeError."""
+    device = "cuda" if backend == "cuda" else "cpu"
+    chosen, text = _select.choose(device, recipe, backend)
+    return "plain PyTorch" if chosen == "reference" else plan(text, chosen, **problem).kernel_name
+
+
+def plan(
     recipe: str,
     backend: str,
     *,
+    device_index: int = 0,
     dtype: str = "bfloat16",
     batch: int = 1,
     num_heads: int = 1,
@@ -84,17 +122,13 @@ def kernel_name(
     seqlen_k: int = 64,
     head_dim: int = 64,
     causal: bool = False,
-) -> str:
-    """The kernel that serves a problem. Where none does, raises with the reason: ValueError, NotImplementedError or,
-    without a device, RuntimeError."""
-    device = "cuda" if backend == "cuda" else "cpu"
-    chosen, text = _select.choose(device, recipe, backend)
-    if chosen == "reference":
-        return "plain PyTorch"
-    plan = _select.extension(chosen).AttnPlan(
-        device="cpu" if chosen == "cpu" else "cuda",
+) -> Any:
+    """An `AttnPlan` for a recipe and backend as `_select.choose` returns them."""
+    return _select.extension(backend).AttnPlan(
+        device="cpu" if backend == "cpu" else "cuda",
+        device_index=device_index,
         dtype=dtype,
-        recipe=sage.Recipe.parse(text),
+        recipe=sage.Recipe.parse(recipe),
         batch=batch,
         num_heads_q=num_heads,
         num_heads_kv=num_heads,
@@ -105,7 +139,6 @@ def kernel_name(
         num_threads=torch.get_num_threads(),
         cpu_isa=_select.cpu_isa(),
     )
-    return plan.kernel_name
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 
 MIN_SAMPLE_SECONDS = 2e-3
 """A sample repeats short calls for at least this long: well above the clock's step and one wake-up of a thread pool."""
+
+MIN_CUDA_SAMPLE_SECONDS = 1e-2
+"""Likewise on a GPU, where a sample begins with an idle one that waits for the first launch."""
 
 MAX_EXACT_SCORES = 2**27
 """Query-key pairs that the float64 truth computes; of larger cases fewer heads are checked, at least one."""
@@ -39,30 +43,56 @@ class Timing:
         return {name: 1e3 * value for name, value in seconds.items()}
 
 
-def interleaved(
-    functions: Mapping[str, Callable[[], object]], repeats: int, *, step: Callable[[str], None] = lambda name: None
-) -> dict[str, Timing]:
-    """Times all functions in turn, `repeats` times round, after two calls each to warm up; `step` is called per sample.
-
-    A change of clock, or another process, meets all functions alike, so ratios within a round stay meaningful.
-    """
-    calls = {}
-    for name, function in functions.items():
-        function()
-        calls[name] = max(1, math.ceil(MIN_SAMPLE_SECONDS / _seconds(function, 1)))
-    samples: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            samples[name].append(_seconds(function, calls[name]))
-            step(name)
-    return {name: Timing(tuple(values), calls[name]) for name, values in samples.items()}
-
-
-def _seconds(function: Callable[[], object], calls: int) -> float:
+def wall_seconds(function: Callable[[], object], calls: int) -> float:
+    """Seconds per call by the clock of the CPU."""
     start = time.perf_counter()
     for _ in range(calls):
         function()
     return (time.perf_counter() - start) / calls
+
+
+def cuda_seconds(function: Callable[[], object], calls: int) -> float:
+    """Seconds per call on the current CUDA stream, from the first call's start to the last one's end. The CPU only
+    enqueues in between; where it is slower than the GPU, this is its time."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(calls):
+        function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    seconds: Callable[[Callable[[], object], int], float] = wall_seconds,
+    sample_seconds: float = MIN_SAMPLE_SECONDS,
+    within: Mapping[str, Callable[[], AbstractContextManager]] | None = None,
+    step: Callable[[str], None] = lambda name: None,
+) -> dict[str, Timing]:
+    """Times all functions in turn, `repeats` times round, after two calls each to warm up; `step` is called per sample.
+
+    A change of clock, or another process, meets all functions alike, so ratios within a round stay meaningful.
+    `within` has makers of the contexts in which some of the functions are called; entering them is not timed.
+    """
+    within = within or {}
+
+    def measure(name: str, calls: int) -> float:
+        with within.get(name, nullcontext)():
+            return seconds(functions[name], calls)
+
+    calls = {}
+    for name in functions:
+        measure(name, 1)
+        calls[name] = max(1, math.ceil(sample_seconds / measure(name, 1)))
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name in functions:
+            samples[name].append(measure(name, calls[name]))
+            step(name)
+    return {name: Timing(tuple(values), calls[name]) for name, values in samples.items()}
 
 
 @dataclass(frozen=True)
@@ -87,15 +117,15 @@ class Case:
         full = 4 * self.batch * self.num_heads * self.seqlen_q * self.seqlen_k * self.head_dim
         return full // 2 if self.causal else full
 
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+    def inputs(self, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
         """Float32 q, k, v ~ N(0, 1) from a fixed seed, rounded to bfloat16: so float32, bfloat16 and float16 hold the
         same values (float16 but for |x| < 2^-14) and are measured against one truth."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(0)
         shapes = (
             (self.batch, self.num_heads, seqlen, self.head_dim)
             for seqlen in (self.seqlen_q, self.seqlen_k, self.seqlen_k)
         )
-        return tuple(torch.randn(shape, generator=generator).bfloat16().float() for shape in shapes)
+        return tuple(torch.randn(shape, generator=generator, device=device).bfloat16().float() for shape in shapes)
 
 
 class Truth:
