@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch  # noqa: E402
 
 from bounds import DTYPES, RECIPES  # noqa: E402
-from sage import _C, _select  # noqa: E402
+from sage import _C, Recipe, _select  # noqa: E402
 
 CPU_ISAS = [isa for isa in _select.CPU_ISAS if isa != "auto"]
 BACKENDS = [("reference", "auto"), *(("cpu", isa) for isa in CPU_ISAS), ("emulator", "auto"), ("cuda", "auto")]
@@ -66,10 +66,24 @@ def _why_not(backend: str, isa: str) -> str:
     try:
         _select.choose("cuda" if backend == "cuda" else "cpu", "auto", backend)
         if backend == "cuda":
-            _C.cuda_devices()
+            _served_by_the_gpu()
     except RuntimeError as reason:  # NotImplementedError is one
         return str(reason)
     return "" if backend != "cuda" or torch.cuda.is_available() else "this PyTorch has no CUDA"
+
+
+def _served_by_the_gpu() -> None:
+    """RuntimeError where there is no GPU, or this build has no kernels for it."""
+    sizes = dict.fromkeys(("batch", "num_heads_q", "num_heads_kv", "head_dim", "seqlen_q", "seqlen_k"), 1)
+    _C.AttnPlan(device="cuda", dtype="float16", recipe=Recipe.parse("sage1"), **sizes)
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    """The first GPU; a test is skipped, with the reason, where none runs the kernels of this build."""
+    if reason := _why_not("cuda", "auto"):
+        pytest.skip(reason)
+    return torch.device("cuda", 0)
 
 
 @pytest.fixture

@@ -17,8 +17,18 @@ INFO = _C.build_info()
 
 
 def test_build_info() -> None:
-    assert set(INFO) == {"version", "build_type", "cxx_compiler", "cuda", "cuda_compiler", "cuda_architectures", "cutlass"}
-    assert f'version = "{INFO["version"]}"\n' in (REPOSITORY / "pyproject.toml").read_text()
+    assert set(INFO) == {
+        "version",
+        "build_type",
+        "cxx_compiler",
+        "cuda",
+        "cuda_compiler",
+        "cuda_architectures",
+        "cutlass",
+    }
+    version, _, label = INFO["version"].partition("+")
+    assert f'version = "{version}"\n' in (REPOSITORY / "pyproject.toml").read_text()
+    assert label in ("", "cu{}{}".format(*INFO["cuda"].split(".")[:2]))
     assert sage.__version__ == INFO["version"]
     assert INFO["build_type"]
     assert re.fullmatch(r"(GNU|Clang|AppleClang) [\d.]+", INFO["cxx_compiler"])
@@ -63,7 +73,7 @@ def path_without_nvcc(tmp_path: Path) -> str:
     """A PATH with what configuring needs and no nvcc."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    for tool in ("cmake", "ninja", "c++", "g++", "gcc", "cc", "as", "ld", "ar", "ranlib", "uname", "sh"):
+    for tool in ("cmake", "ninja", "c++", "g++", "gcc", "cc", "as", "ld", "ar", "ranlib", "uname", "sh", "ccache"):
         found = shutil.which(tool, path=TOOLS_PATH)
         if found:
             (tools / tool).symlink_to(found)

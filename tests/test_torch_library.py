@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,26 @@ from sage.reference import exact
 
 no_emulator = importlib.util.find_spec("sage._emulator") is None
 needs_emulator = pytest.mark.skipif(no_emulator, reason="sage._emulator was not built: -DSAGE_EMULATOR=ON")
-BACKENDS = ["cpu", "reference", pytest.param("emulator", marks=needs_emulator)]
-RECIPES = {"cpu": ("sage1@cpu", "int16"), "reference": ("sage1@cpu", "int16"), "emulator": ("sage1", "sage1_int8")}
+BACKENDS = [
+    "cpu",
+    "reference",
+    pytest.param("emulator", marks=needs_emulator),
+    pytest.param("cuda", marks=pytest.mark.cuda),
+]
+RECIPES = {
+    "cpu": ("sage1@cpu", "int16"),
+    "reference": ("sage1@cpu", "int16"),
+    "emulator": ("sage1", "sage1_int8"),
+    "cuda": ("sage1", "sage1_int8"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _tensors_on_the_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For the backend that takes them there."""
+    on_gpu = hasattr(request.node, "callspec") and request.node.callspec.params.get("backend") == "cuda"
+    with request.getfixturevalue("cuda") if on_gpu else contextlib.nullcontext():
+        yield
 
 
 def make(
