@@ -31,8 +31,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.append(str(REPOSITORY / "python" / "sage" / "cli"))
-import nvidia_smi  # noqa: E402
+sys.path.insert(0, str(REPOSITORY / "python" / "sage" / "cli"))
+import nvidia_smi  # noqa: E402  (there are packages with a module of that name)
+
+del sys.path[0]
 
 OWN_ARCHITECTURES = (80, 86, 87, 89)
 """Those with kernels of their own (csrc/kernels/attention/instances.cmake); for others these are compiled once more."""
@@ -198,7 +200,6 @@ def build(check: Check) -> dict:
     folder, jobs = check.build / "cmake", build_jobs()
     options = [
         "-DSAGE_PYTHON=ON",
-        "-DSAGE_TESTS=ON",
         "-DSAGE_CUDA=ON",
         *architecture_options(check.facts["architecture"]),
         f"-DCMAKE_CUDA_COMPILER={find_nvcc()}",
@@ -380,6 +381,7 @@ def main(argv: list[str] | None = None) -> int:
     if lacks := missing():
         print("make gpu-check needs, and this machine lacks:", *lacks, sep="\n  ", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as an exception: `run` ends its command
     check = Check(REPOSITORY / "build" / "gpu", arguments.out.resolve(), arguments.quick, gather_facts())
     check.build.mkdir(parents=True, exist_ok=True)
     check.out.mkdir(parents=True, exist_ok=True)

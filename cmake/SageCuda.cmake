@@ -59,13 +59,11 @@ endif()
 
 include(third_party/cutlass/resolve.cmake)
 
-# The pip packages keep the libraries in lib, where nvcc looks in lib64, and have no libcudart.so, which FindCUDAToolkit
-# insists on.
 cmake_path(GET CMAKE_CUDA_COMPILER PARENT_PATH cuda_bin)
 cmake_path(GET cuda_bin PARENT_PATH cuda_root)
-if(EXISTS "${cuda_root}/lib/libcudart_static.a" AND NOT EXISTS "${cuda_root}/lib64")
-  string(APPEND CMAKE_CUDA_FLAGS " -L${cuda_root}/lib")
-  find_library(CUDA_CUDART NAMES libcudart.so.13 PATHS "${cuda_root}/lib" NO_DEFAULT_PATH)
+sage_accept_pip_toolkit("${cuda_root}" is_pip_toolkit)
+if(is_pip_toolkit)
+  string(APPEND CMAKE_CUDA_FLAGS " -L${cuda_root}/lib")  # nvcc looks in lib64
 endif()
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES OFF)  # every target names its own

@@ -7,4 +7,5 @@ install(TARGETS sage EXPORT sageTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBD
 install(DIRECTORY csrc/include/sage DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT cpp)
 install(EXPORT sageTargets NAMESPACE sage:: DESTINATION ${package_dir} COMPONENT cpp)
 install(FILES ${PROJECT_BINARY_DIR}/sageConfig.cmake ${PROJECT_BINARY_DIR}/sageConfigVersion.cmake
+  cmake/SagePipToolkit.cmake
   DESTINATION ${package_dir} COMPONENT cpp)

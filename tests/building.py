@@ -11,14 +11,20 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOOLS_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
+# What steers CMake and make in the environment of the tests, `make wheel-test CUDA=13.5` among them.
+STEERING = (
+    *("CUDACXX", "CUDA_HOME", "CUDA", "CMAKE_ARGS", "CMAKE_GENERATOR", "CXXFLAGS", "SAGE_VERSION_LABEL"),
+    *("MAKEFLAGS", "MAKELEVEL"),
+)
 
-def run(*command: str | Path, path: str = TOOLS_PATH, succeed: bool = True) -> str:
+
+def run(*command: str | Path, path: str = TOOLS_PATH, succeed: bool = True, **variables: str) -> str:
     """The output of `command`, found on `path`, with runs of white space made one space: CMake wraps its messages.
 
-    The variables that steer CMake are hidden from it. With succeed=False it must fail instead.
+    The variables of STEERING are hidden from it; `variables` are added. With succeed=False it must fail instead.
     """
-    steering = ("CUDACXX", "CUDA_HOME", "CMAKE_ARGS", "CMAKE_GENERATOR", "CXXFLAGS")
-    environment = {name: value for name, value in os.environ.items() if name not in steering} | {"PATH": path}
+    environment = {name: value for name, value in os.environ.items() if name not in STEERING}
+    environment |= {"PATH": path} | variables
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     done = subprocess.run(list(map(str, command)), env=environment, text=True, check=False, **pipes)
     assert (done.returncode == 0) == succeed, f"{command} ended with {done.returncode}:\n{done.stdout}"

@@ -276,6 +276,9 @@ CUDA_BUGS = {
     "LSE with the mean of another K": Bug(
         "csrc/api/attention.cpp", "q.kv == kv.data || !args.lse", "true || !args.lse", "api_steps"
     ),
+    "keys that were not quantized are read": Bug(
+        "csrc/api/attention.cpp", "args.seqused_k || !kv.has_seqused_k", "true || !kv.has_seqused_k", "api_steps"
+    ),
     "V in place is not in the view": Bug(
         "csrc/api/forward_cuda.cpp",
         "== VFormat::kInPlace) *v = args.v;",

@@ -306,8 +306,9 @@ def test_offsets_beyond_32_bits(kernels: str) -> None:
     """Batches 2^31 elements apart: a view whose pages in between are never touched."""
     shape, apart = (2, 2, 40, 32), 2**31 + 64
     size = shape[1] * shape[2] * shape[3]
-    storage = torch.tensor([], dtype=torch.bfloat16).set_(torch.UntypedStorage(2 * (apart + 3 * size)))
     clean = make(torch.bfloat16, 40, 40, 32, batch=2)
+    memory = torch.UntypedStorage(2 * (apart + 3 * size), device=clean[0].device)
+    storage = torch.tensor([], dtype=torch.bfloat16).set_(memory)
     views = [storage.as_strided(shape, (apart, 40 * 32, 32, 1), i * size) for i in range(3)]
     for view, tensor in zip(views, clean, strict=True):
         view.copy_(tensor)

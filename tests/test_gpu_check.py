@@ -7,9 +7,12 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import struct
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -219,6 +222,14 @@ def test_kernel_only_that_differs_is_left_out(smi: Path, monkeypatch: pytest.Mon
     assert "left out: sage1, kernel only: its output is not that of sage.attention" in bench.render(report)
 
 
+def test_math_is_left_out_where_its_scores_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "_refusal", lambda candidate: "")
+    for seqlen, refused in ((8192, False), (16384, True)):
+        sdpa, left_out = candidates.sdpa_backends(Case(2, 32, seqlen, seqlen, 128), {"float16": ()})
+        assert len(sdpa) == (3 if refused else 4)
+        assert left_out == ({"SDPA math float16": "its scores alone take 64 GiB"} if refused else {})
+
+
 def test_bench_on_a_machine_without_gpu_refuses(capsys: pytest.CaptureFixture) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -351,6 +362,25 @@ def test_a_failing_step_is_recorded_and_the_rest_runs(check: Check, capsys: pyte
     assert gpu_check.run_steps(Check(check.build, check.out), {"golden": steps["golden"]})
 
 
+def wait_until(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 20
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return holds()
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or a zombie, within seconds."""
+
+    def state() -> str:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().split()[2]
+        except (FileNotFoundError, ProcessLookupError):
+            return "gone"
+
+    return wait_until(lambda: state() in ("Z", "gone"))
+
+
 def test_command_output_failure_and_time_limit(check: Check) -> None:
     assert check.run("one", "echo", "hello", seconds=10) == "hello\n"
     with pytest.raises(StepFailed, match=r"sh -c .* ended with 3:\n(\d+\n)+oops") as failure:
@@ -360,11 +390,38 @@ def test_command_output_failure_and_time_limit(check: Check) -> None:
     pid_file = check.build / "pid"
     with pytest.raises(StepFailed, match="was stopped after 1 s:\nstarted"):
         check.run("two", "sh", "-c", f"echo started; sleep 60 & echo $! > {pid_file}; wait", seconds=1)
-    state = Path(f"/proc/{pid_file.read_text().strip()}/stat")
-    deadline = time.monotonic() + 10
-    while state.exists() and state.read_text().split()[2] != "Z" and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    assert ended(int(pid_file.read_text()))
+
+
+STOPPED = """
+import sys
+sys.path[:0] = [{benchmarks!r}]
+import gpu_check
+from pathlib import Path
+gpu_check.REPOSITORY = Path({folder!r})
+gpu_check.missing = lambda: []
+gpu_check.gather_facts = lambda: dict(gpu="a GPU", architecture=90, torch="", cores=1)
+command = "sh", "-c", "echo $$ > {folder}/started; mv {folder}/started {folder}/pid; exec sleep 60"
+gpu_check.STEPS = dict(build=lambda check: check.run("build", *command, seconds=60))
+sys.exit(gpu_check.main(["--out", {folder!r}]))
+"""
+
+
+def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
+    """A command that goes on would keep the GPU busy."""
+    code = STOPPED.format(benchmarks=str(REPOSITORY / "benchmarks"), folder=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", code])
+    wait_until((tmp_path / "pid").exists)
+    process.terminate()
+    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert ended(int((tmp_path / "pid").read_text()))
+
+
+def test_nvidia_smi_is_ours(tmp_path: Path) -> None:
+    """nvidia-ml-py3 installs a module of that name."""
+    (tmp_path / "nvidia_smi.py").write_text("raise ImportError('the wrong module')")
+    path = os.pathsep.join([str(tmp_path), str(REPOSITORY / "benchmarks")])
+    run(sys.executable, "-c", "import gpu_check; gpu_check.nvidia_smi.query", PYTHONPATH=path)
 
 
 def make_site(check: Check, **files: str) -> None:

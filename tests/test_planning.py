@@ -129,6 +129,35 @@ def test_named_architecture_counts(module: Any, monkeypatch: pytest.MonkeyPatch)
     assert plan(module, architecture=architecture, device_index=7).kernel_name == "sm80_fwd_f16_d64"
 
 
+@pytest.mark.parametrize("device", [CPU, {"architecture": 80}], ids=["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "operand, sizes",
+    [
+        ("q", {"seqlen_q": 2**62}),
+        ("q", {"seqlen_q": 2**63 - 1}),
+        ("q", {"seqlen_q": 0, "batch": 2**31 - 1, "num_heads_q": 2**30}),
+        ("q", {"varlen": True, "total_q": 2**62}),
+        ("q", {"varlen": True, "seqlen_q": 2**62}),
+        ("k", {"seqlen_k": 2**62}),
+        ("k", {"varlen": True, "total_k": 2**62}),
+    ],
+)
+def test_sizes_that_no_machine_has(device: dict[str, Any], operand: str, sizes: dict[str, Any]) -> None:
+    """They are refused before a number of bytes wraps around and a small workspace looks sufficient."""
+    with pytest.raises(ValueError, match=rf"^{operand} must have at most 2\^46 values, got about \d\.\d+e\+\d+$"):
+        plan(**PROBLEM | device | sizes)
+
+
+@each_module
+def test_largest_sizes(module: Any) -> None:
+    """What is just allowed is counted in 64 bits."""
+    fields = {"architecture": compiled_for(module)[0], "batch": 1, "num_heads_q": 1, "num_heads_kv": 1}
+    made = plan(module, **fields, seqlen_q=2**40)
+    assert made.quantized_q_bytes == 2**40 * (64 + 1 + 4)  # a scale for 4 rows, and what corrects lse
+    made = plan(module, **fields, seqlen_q=1, seqlen_k=2**28)
+    assert made.quantized_kv_bytes == 2**28 // 64 * (64 * 64 + 16) + 16 * 64 * 4 + 64
+
+
 def aligned(size: int) -> int:
     return -(-size // 64) * 64
 

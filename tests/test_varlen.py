@@ -64,12 +64,14 @@ def alone(q: Tensor, k: Tensor, v: Tensor, **rules: Any) -> tuple[Tensor, Tensor
         {"is_causal": True},
         {"window_size": (20, 3)},
         {"is_causal": True, "window_size": (9, -1), "scale": 0.2},
-        {"seqused_k": torch.tensor([70, 0, 0, 131, 3], dtype=torch.int32), "is_causal": True},
+        {"seqused_k": (70, 0, 0, 131, 3), "is_causal": True},
     ],
     ids=["full", "causal", "window", "causal_window_scale", "seqused_k"],
 )
 def test_equals_each_sequence_alone(backend: str, recipe: str, rules: dict[str, Any], dtype: torch.dtype) -> None:
     q, k, v = make(dtype)
+    if "seqused_k" in rules:
+        rules = {**rules, "seqused_k": torch.tensor(rules["seqused_k"], dtype=torch.int32)}
     before = [t.clone() for t in (q, k, v)]
     out, lse = run(q, k, v, recipe=recipe, backend=backend, **rules)
     expected, expected_lse = alone(q, k, v, recipe=recipe, backend=backend, **rules)

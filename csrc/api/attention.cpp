@@ -131,7 +131,7 @@ Status AttnPlan::quantize_kv(AttnArgs const& args, void* buffer, Stream stream, 
   SAGE_TRY(check_packed(desc_, packed_k(desc_, args)));
   SAGE_TRY(check_buffer("buffer", buffer, quantized_kv_bytes()));
   SAGE_TRY(check_kv(desc_, args));
-  QuantizedKv made{buffer, {}, desc_};
+  QuantizedKv made{buffer, {}, desc_, args.seqused_k != nullptr};
   if (desc_.batch > 0) SAGE_TRY(quantize_kv_cuda(desc_, *selection_.cuda, args, stream, &made));
   *kv = made;
   return {};
@@ -158,6 +158,8 @@ Status AttnPlan::run_quantized(AttnArgs const& args, QuantizedQ const& q, Quanti
   SAGE_TRY(check_lengths(desc_, args));
   SAGE_TRY(check_tag(kv, desc_, *selection_.cuda, quantized_kv_bytes()));
   SAGE_TRY(check_tag(q, desc_, quantized_q_bytes()));
+  SAGE_REQUIRE(args.seqused_k || !kv.has_seqused_k,
+               "seqused_k must be given: kv was quantized with it, and holds no keys beyond those");
   SAGE_REQUIRE(q.kv == kv.data || !args.lse || !desc_.recipe.smooth_k,
                "lse needs q and kv of one quantize_q: the mean of K that corrects it was that of another kv");
   if (!has_queries(desc_)) return {};

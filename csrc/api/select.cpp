@@ -1,5 +1,6 @@
 #include "api/select.h"
 
+#include <algorithm>
 #include <cstdio>
 
 #include "api/device.h"
@@ -27,6 +28,15 @@ static Status validate_architecture(Device const& device) {
                      known, device.architecture);
 }
 
+// So few values that no size in bytes, of a tensor or of what is made of it, comes near the limits of 64 bits.
+static Status validate_size(char const* name, AttnDesc const& d, int32_t num_heads, int64_t seqlen, int64_t total) {
+  double const most = 0x1p46, batch = std::max(d.batch, 1);
+  double const rows = d.varlen ? batch + std::max(seqlen, total) : batch * std::max(seqlen, int64_t{1});
+  double const values = rows * num_heads * d.head_dim;
+  SAGE_REQUIRE(values <= most, "%s must have at most 2^46 values, got about %.3g", name, values);
+  return {};
+}
+
 // Whether the numbers of `d` make sense at all, on any device.
 static Status validate(AttnDesc const& d) {
   SAGE_TRY(validate_architecture(d.device));
@@ -41,6 +51,8 @@ static Status validate(AttnDesc const& d) {
   SAGE_REQUIRE(d.seqlen_k >= 0, "seqlen_k must be >= 0, got %lld", ll(d.seqlen_k));
   SAGE_REQUIRE(!d.varlen || d.total_q >= 0, "total_q must be >= 0, got %lld", ll(d.total_q));
   SAGE_REQUIRE(!d.varlen || d.total_k >= 0, "total_k must be >= 0, got %lld", ll(d.total_k));
+  SAGE_TRY(validate_size("q", d, d.num_heads_q, d.seqlen_q, d.total_q));
+  SAGE_TRY(validate_size("k", d, d.num_heads_kv, d.seqlen_k, d.total_k));
   SAGE_REQUIRE(d.window_left >= -1, "window_left must be >= 0, or -1 for none, got %lld", ll(d.window_left));
   SAGE_REQUIRE(d.window_right >= -1, "window_right must be >= 0, or -1 for none, got %lld", ll(d.window_right));
   SAGE_REQUIRE(d.num_threads >= 1, "num_threads must be >= 1, got %d", d.num_threads);

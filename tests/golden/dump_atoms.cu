@@ -64,5 +64,5 @@ int main() {
                                       std::to_string(driver));
   Dump dump{architecture};
   golden::visit_cases(dump);
-  return std::cout.good() ? 0 : 1;
+  return std::cout.flush().good() ? 0 : 1;
 }

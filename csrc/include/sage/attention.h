@@ -67,6 +67,7 @@ struct QuantizedKv {
   void* data = nullptr;
   TensorView v;  // the caller's V where the kernel reads it in place (see AttnPlan::quantize_kv); else empty
   AttnDesc desc;
+  bool has_seqused_k = false;  // quantize_kv was given seqused_k: the keys behind those are not here
 };
 struct QuantizedQ {
   void* data = nullptr;

@@ -34,6 +34,10 @@ SDPA_BACKENDS = {
 }
 """PyTorch's own kernels on a GPU, and their names in torch.nn.attention.SDPBackend."""
 
+MAX_MATH_BYTES = 2**34
+"""Of all scores in float32, which PyTorch's math kernel holds several times: with more it takes the time of all others
+together, and where it just fits it may not a second time."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -62,7 +66,10 @@ def sdpa_backends(case: Case, typed: dict[str, Qkv]) -> tuple[dict[str, Candidat
 
             name = f"SDPA {backend} {dtype}"
             candidate = Candidate(None, dtype, f"torch {backend}", _sdpa_call(case, qkv), within)
-            if reason := _refusal(candidate):
+            score_bytes = 4 * case.batch * case.num_heads * case.seqlen_q * case.seqlen_k
+            if backend == "math" and score_bytes > MAX_MATH_BYTES:
+                left_out[name] = f"its scores alone take {score_bytes / 2**30:.0f} GiB"
+            elif reason := _refusal(candidate):
                 left_out[name] = reason
             else:
                 candidates[name] = candidate

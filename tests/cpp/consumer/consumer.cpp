@@ -90,8 +90,7 @@ Result exact(Problem const& problem) {
   return result;
 }
 
-Result run(Problem& problem, sage::AttnPlan const& plan) {
-  Result result;
+sage::Status run(Problem& problem, sage::AttnPlan const& plan, Result& result) {
   sage::AttnArgs args;
   args.q = view(problem.q, kHeadsQ, kSeqlenQ);
   args.k = view(problem.k, kHeadsKv, kSeqlenK);
@@ -103,8 +102,7 @@ Result run(Problem& problem, sage::AttnPlan const& plan) {
   void* workspace = ::operator new(plan.workspace_bytes(), alignment);
   sage::Status const status = plan.run(args, workspace, nullptr);
   ::operator delete(workspace, alignment);
-  check(status.ok(), status.ok() ? plan.kernel_name() : status.message);
-  return result;
+  return status;
 }
 
 // Root of the mean squared difference over that of the expected values; NaN where a value was not written.
@@ -117,13 +115,28 @@ double nrmse(std::vector<float> const& actual, std::vector<float> const& expecte
   return std::sqrt(error / norm);
 }
 
+// INT8 Q K^T, fp16 P V: what CUDA kernels have and CPU kernels do not.
+sage::Recipe sage1_on_cuda() {
+  sage::Recipe recipe;
+  recipe.qk_granularity = sage::QkGranularity::kThread;
+  recipe.pv = sage::PvFormat::kFp16;
+  recipe.pv_accum = sage::PvAccum::kFp32;
+  recipe.block_k = 64;
+  recipe.p_max = 1;
+  recipe.v_max = 0;
+  return recipe;
+}
+
 }  // namespace
 
 int main() {
   sage::Recipe const int8_int16;  // the defaults of sage::Recipe
   sage::Recipe int16 = int8_int16;
   int16.qk = sage::QkFormat::kInt16;
-  struct { sage::Recipe recipe; double max_nrmse; } const cases[] = {{int8_int16, .012}, {int16, .0012}};
+  struct {
+    sage::Recipe recipe;
+    double max_nrmse;
+  } const cases[] = {{int8_int16, .012}, {int16, .0012}};
 
   Problem problem;
   Result const expected = exact(problem);
@@ -132,7 +145,9 @@ int main() {
     sage::Status const status = sage::AttnPlan::create(problem.desc(recipe), &plan);
     check(status.ok() && sage::is_supported(problem.desc(recipe)).ok(), status.ok() ? "plan created" : status.message);
     if (!status.ok()) continue;
-    Result const actual = run(problem, plan);
+    Result actual;
+    sage::Status const ran = run(problem, plan, actual);
+    check(ran.ok(), ran.ok() ? plan.kernel_name() : ran.message);
     double const out_error = nrmse(actual.out, expected.out), lse_error = nrmse(actual.lse, expected.lse);
     std::printf("NRMSE: out %.5f (at most %.5f), lse %.6f\n", out_error, max_nrmse, lse_error);
     check(out_error <= max_nrmse, "out agrees with the double-precision loop");
@@ -144,11 +159,34 @@ int main() {
   sage::AttnPlan plan;
   sage::Status const too_wide = sage::AttnPlan::create(wide, &plan);
   check(too_wide.code == sage::StatusCode::kInvalidArgument && std::strstr(too_wide.message, "head_dim") &&
-            std::strstr(too_wide.message, "300"), "head_dim 300 is refused by name");
+            std::strstr(too_wide.message, "300"),
+        "head_dim 300 is refused by name");
 
   sage::Recipe fp4;
   fp4.qk = sage::QkFormat::kNvfp4;
   sage::Status const no_kernel = sage::is_supported(problem.desc(fp4));
   check(no_kernel.code == sage::StatusCode::kUnsupported && no_kernel.message[0], "NVFP4 has no CPU kernel");
+
+  // A plan for the first GPU of this machine: created, or refused with the reason.
+  sage::AttnDesc cuda = problem.desc(sage1_on_cuda());
+  cuda.device = {sage::DeviceType::kCuda, 0};
+  cuda.dtype = sage::DType::kFloat16;
+  sage::Status const on_gpu = sage::AttnPlan::create(cuda, &plan);
+  check(on_gpu.ok() || ((on_gpu.code == sage::StatusCode::kUnsupported || on_gpu.code == sage::StatusCode::kRuntime) &&
+                        on_gpu.message[0]),
+        "a CUDA plan is created or says why not");
+  std::printf("CUDA: %s\n", on_gpu.ok() ? plan.kernel_name() : on_gpu.message);
+
+  // For a GPU that is not here a plan needs no driver, only a build with CUDA; running it fails with CUDA's words.
+  cuda.device.architecture = 80;
+  sage::Status const elsewhere = sage::AttnPlan::create(cuda, &plan);
+  std::printf("CUDA on sm_80: %s\n", elsewhere.ok() ? plan.kernel_name() : elsewhere.message);
+  if (elsewhere.ok() && on_gpu.code == sage::StatusCode::kRuntime) {  // no driver, or no GPU
+    Result untouched;
+    sage::Status const not_run = run(problem, plan, untouched);
+    check(not_run.code == sage::StatusCode::kRuntime && not_run.message[0],
+          "a CUDA plan does not run without a driver");
+    std::printf("CUDA without a driver: %s\n", not_run.message);
+  }
   return failures != 0;
 }

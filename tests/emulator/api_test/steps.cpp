@@ -196,6 +196,23 @@ std::string many_queries(bool varlen) {
   return "";
 }
 
+// Keys that were quantized up to seqused_k are refused by a call that would read all of them.
+std::string lengths_of_keys() {
+  Problem const problem(make_desc(70, 300), {}, {}, {1, 177});
+  AttnPlan const plan = problem.plan();
+  Buffer const q_buffer(plan.quantized_q_bytes()), kv_buffer(plan.quantized_kv_bytes()), out(2 * 4 * 70 * 64 * 2);
+  QuantizedQ q;
+  QuantizedKv kv;
+  if (Status status = plan.quantize_kv(problem.args, kv_buffer.data(), nullptr, &kv); !status.ok())
+    return status.message;
+  if (Status status = plan.quantize_q(problem.args, kv, q_buffer.data(), nullptr, &q); !status.ok())
+    return status.message;
+  AttnArgs args = problem.args;
+  args.out = {out.data(), 4 * 70 * 64, 70 * 64, 64};
+  args.seqused_k = nullptr;
+  return expect_invalid(plan.run_quantized(args, q, kv, nullptr), "seqused_k must be given: kv was quantized with it");
+}
+
 // Q knows the mean of one K: with another K there is no exact lse. Without lse it serves any.
 std::string two_keys() {
   AttnDesc const desc = make_desc(70, 300);
@@ -373,6 +390,7 @@ int main() {
   test("no batch, packed", [] { return no_batch(true); });
   test("many queries", [] { return many_queries(false); });
   test("many queries, packed", [] { return many_queries(true); });
+  test("lengths of keys", lengths_of_keys);
   test("two keys", two_keys);
   test("tags", [] { return tags(Problem(make_desc(70, 300)), {kSharedFields, kKvFields}, {kSharedFields, kQFields}); });
   test("tags, packed",

@@ -1,0 +1,18 @@
+# Sets SAGE_VERSION, which the modules report: the wheel's where pip builds one, else the project's. What follows a plus
+# there (cmake/wheel_version.py) must be the CUDA of this build.
+set(SAGE_VERSION "${PROJECT_VERSION}")
+if(SKBUILD_PROJECT_VERSION_FULL)
+  set(SAGE_VERSION "${SKBUILD_PROJECT_VERSION_FULL}")
+endif()
+if(SAGE_VERSION MATCHES "[+](.+)$")
+  set(label "${CMAKE_MATCH_1}")
+  set(label_of_this_build "")
+  set(cuda "no CUDA")
+  if(SAGE_HAS_CUDA)
+    set(label_of_this_build "cu${CUDAToolkit_VERSION_MAJOR}${CUDAToolkit_VERSION_MINOR}")
+    set(cuda "CUDA ${CUDAToolkit_VERSION} (${label_of_this_build})")
+  endif()
+  if(NOT label STREQUAL label_of_this_build)
+    message(FATAL_ERROR "The version ${SAGE_VERSION} says ${label}, but this build has ${cuda}")
+  endif()
+endif()
