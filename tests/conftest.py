@@ -12,7 +12,8 @@ import pytest
 # Before PyTorch loads OpenMP: on a machine whose cores are busy, threads that spin while they wait make these many
 # small calls ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# The fixture `poisoned` asks for deterministic algorithms. Without this PyTorch's matmuls on a GPU may refuse then.
+# The fixture `poisoned` asks for deterministic algorithms. Without this the matmuls of PyTorch before 2.11 refuse then
+# on a GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch  # noqa: E402

@@ -212,6 +212,19 @@ def test_plan_of_another_device_is_refused(cuda: torch.device) -> None:
         plan.run(q=view, k=view, v=view, out=view, softmax_scale=1.0, workspace=workspace.data_ptr(), stream=0)
 
 
+def test_parameters_of_gpu_tests_hold_no_tensors(request: pytest.FixtureRequest) -> None:
+    """They are made when tests are collected, on the CPU."""
+
+    def holds_tensor(value: object) -> bool:
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+        return isinstance(value, Tensor) or any(map(holds_tensor, parts))
+
+    on_gpu = [item for item in request.session.items if item.get_closest_marker("cuda") and hasattr(item, "callspec")]
+    if not on_gpu:
+        pytest.skip("none of them is selected")
+    assert not [item.nodeid for item in on_gpu if holds_tensor(item.callspec.params)]
+
+
 @needs_cuda_build
 @pytest.mark.parametrize("layout", ["bhsd", "bshd"])
 def test_fake_tensors(layout: str) -> None:

@@ -124,6 +124,8 @@ def test_opcheck_varlen_with_gradients() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compile(backend: str, dynamic: bool) -> None:
     """One graph, the same bits, and with dynamic shapes no new graph for new lengths."""
+    from torch._dynamo.testing import CompileCounter
+
     mask = torch.randn(1, 1, 1, 60)
 
     def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -140,7 +142,7 @@ def test_compile(backend: str, dynamic: bool) -> None:
         return full + lse[..., None]
 
     torch._dynamo.reset()
-    graphs = torch._dynamo.testing.CompileCounter()
+    graphs = CompileCounter()
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend=graphs)
     for seqlen in (20, 33, 57):
         inputs = make(seqlen_q=seqlen, seqlen_k=seqlen + 2, dtype=DTYPES[backend])

@@ -1,6 +1,10 @@
 """The names of the SageAttention package, for programs that were written for it.
 
     from sage.compat import sageattn
+
+or, for a program whose imports are to stay, before it runs:
+
+    import sys, sage.compat
     sys.modules["sageattention"] = sys.modules["sageattn3"] = sage.compat  # then `from sageattention import sageattn`
 
 The parameters are those of SageAttention 2.2.0, in their order and with their defaults. In place of its `**kwargs`,

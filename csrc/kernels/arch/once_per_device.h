@@ -6,7 +6,8 @@
 namespace sage::arch {
 
 // Constant-initialised: a static object of a function costs no guard. The action is idempotent: threads that race may
-// each do it, and on devices beyond the 64th it is done every time.
+// each do it, and on devices beyond the 64th it is done every time. A device means its primary context, as long as the
+// process has not reset it.
 class OncePerDevice {
  public:
   // Does `action`, which returns an error or 0, unless it has succeeded for `device` before; returns its error, or 0.
