@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# The tree of the module under test: what `make build` builds, or what `make wheel-test` names.
+BUILD_DIR = Path(os.environ.get("SAGE_BUILD_DIR", REPOSITORY / "build" / "python"))
 TOOLS_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 # What steers CMake and make in the environment of the tests, `make wheel-test CUDA=13.5` among them.

@@ -20,11 +20,10 @@ import sysconfig
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from building import REPOSITORY
+from building import BUILD_DIR, REPOSITORY
 from sass_listing import PIPES, Function, Graph, parse
 
 RECORDS = REPOSITORY / "benchmarks" / "sass"
-BUILD_DIR = REPOSITORY / "build" / "python"
 
 # More of these is worse than the record. What is allocated to a kernel with a hot loop is decided by its launch bounds,
 # and what surrounds the loop hardly matters; of the others nothing better is known.

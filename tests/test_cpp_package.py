@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from building import REPOSITORY, configure, run
+from building import BUILD_DIR, REPOSITORY, configure, run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads an archive of ELF objects")
 CONSUMER = REPOSITORY / "tests" / "cpp" / "consumer"
@@ -18,8 +18,8 @@ CONSUMER = REPOSITORY / "tests" / "cpp" / "consumer"
 
 @pytest.fixture(scope="module")
 def build_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SAGE_BUILD_DIR, or the tree that `make` builds, or else a new one."""
-    folder = Path(os.environ.get("SAGE_BUILD_DIR", REPOSITORY / "build" / "python"))
+    """The tree of the module under test, or a new one."""
+    folder = BUILD_DIR
     if not (folder / "CMakeCache.txt").exists():
         folder = tmp_path_factory.mktemp("build")
         configure(folder, "SAGE_CUDA=OFF")

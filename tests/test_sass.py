@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import sass
-from building import REPOSITORY, configure, run
+from building import BUILD_DIR, REPOSITORY, configure, run
 from sage import _C
 from sass import Unit
 from sass_listing import PIPE_OF, PIPES, Graph, parse
@@ -62,10 +62,10 @@ def cuobjdump(build_dir: Path) -> str:
 @pytest.fixture(scope="module")
 def measured() -> dict[Unit, dict[str, Any]]:
     """Of the build that `make test` made."""
-    kernels = sass.objects(sass.BUILD_DIR)
+    kernels = sass.objects(BUILD_DIR)
     if not kernels:
-        pytest.skip(f"there are no CUDA kernels in {sass.BUILD_DIR}")
-    return sass.measure(cuobjdump(sass.BUILD_DIR), kernels)
+        pytest.skip(f"there are no CUDA kernels in {BUILD_DIR}")
+    return sass.measure(cuobjdump(BUILD_DIR), kernels)
 
 
 def test_local_memory_and_tensor_instructions(measured: dict[Unit, dict[str, Any]]) -> None:
@@ -74,7 +74,7 @@ def test_local_memory_and_tensor_instructions(measured: dict[Unit, dict[str, Any
 
 
 def test_instruction_mix(measured: dict[Unit, dict[str, Any]]) -> None:
-    differences, unrecorded = sass.compare_with_records(measured, sass.nvcc_version(sass.BUILD_DIR))
+    differences, unrecorded = sass.compare_with_records(measured, sass.nvcc_version(BUILD_DIR))
     worse = [str(x) for x in differences if x.verdict in ("worse", "missing")]
     assert not worse, "\n".join([*worse, "if this is on purpose: python tests/sass.py --update"])
     if differences:
@@ -312,7 +312,7 @@ def test_absolute_faults() -> None:
 def test_local_memory_of_a_compiled_kernel(tmp_path: Path) -> None:
     source, path = REPOSITORY / "tests" / "cpp" / "toolchain" / "local.cu", tmp_path / "local.o"
     run(NVCC, "-c", "-arch=sm_80", "-o", path, source)
-    (values,) = sass.measure(cuobjdump(sass.BUILD_DIR), {("sm80", "local_d64"): path}).values()
+    (values,) = sass.measure(cuobjdump(BUILD_DIR), {("sm80", "local_d64"): path}).values()
     assert values["stack"] == 64 and values["local_accesses"] > 0
     assert sass.uses_local_memory(values)
 
