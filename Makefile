@@ -45,7 +45,7 @@ help:
 	@echo 'make cpp    build the C++ package and install it into build/install'
 	@echo 'make wheel CUDA=13.5  build dist/sage_attn-VERSION+cu135-....whl; CUDA_HOME=/usr/local/cuda-12.9: with an installed toolkit'
 	@echo 'make wheel-test CUDA=13.5  build it, install it into a new environment and run the tests on it'
-	@echo 'make gpu-check  on a machine with a GPU: build for it, run all tests there, measure; needs no network'
+	@echo 'make gpu-check  on a machine with a GPU: build for it, run the tests that need it, measure; needs no network'
 	@echo 'make sass   read the compiled CUDA kernels: registers, spills, the instructions of their loops'
 	@echo 'make clean  remove what was built (not $(VENV))'
 
