@@ -91,8 +91,15 @@ def test_lengths(backend: str, recipe: str, seqlens: tuple[int, int], is_causal:
 
 @pytest.mark.parametrize("head_dim", [1, 7, 32, 64, 80, 96, 128, 192, 256])
 def test_head_dims(backend: str, recipe: str, head_dim: int, dtype: torch.dtype) -> None:
+    inputs = make(dtype, 65, 130, head_dim)
+    try:
+        sage.attention(*inputs, recipe=recipe, backend=backend)
+    except NotImplementedError as reason:  # on some GPUs, which tests/test_planning.py names
+        if head_dim <= 128 or "bytes of shared memory for a block" not in str(reason):
+            raise
+        pytest.skip(str(reason))
     # With few channels one coarse code of V weighs more than normal data at head_dim 64 and above shows.
-    check(backend, recipe, *make(dtype, 65, 130, head_dim), is_causal=True, error=2.0 if head_dim < 32 else 1.0)
+    check(backend, recipe, *inputs, is_causal=True, error=2.0 if head_dim < 32 else 1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
