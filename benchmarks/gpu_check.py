@@ -36,9 +36,6 @@ import nvidia_smi  # noqa: E402  (there are packages with a module of that name)
 
 del sys.path[0]
 
-OWN_ARCHITECTURES = (80, 86, 87, 89)
-"""Those with kernels of their own (csrc/kernels/attention/instances.cmake); for others these are compiled once more."""
-
 BYTES_PER_JOB = 1.5e9
 """Memory that the compiler takes for one kernel."""
 
@@ -215,7 +212,10 @@ def build(check: Check) -> dict:
 
 
 def architecture_options(architecture: int) -> list[str]:
-    if architecture in OWN_ARCHITECTURES:
+    """For an architecture without kernels of its own, those of the others are compiled once more."""
+    listed = (REPOSITORY / "csrc" / "kernels" / "attention" / "instances.cmake").read_text()
+    families = re.findall(r"^set\(SAGE_ARCHITECTURES_\w+ (.+)\)$", listed, re.MULTILINE)
+    if str(architecture) in " ".join(families).split():
         return [f"-DSAGE_CUDA_ARCHS={architecture}"]
     return ["-DSAGE_CUDA_ARCHS=", f"-DSAGE_CUDA_EXTRA_ARCH={architecture}"]
 

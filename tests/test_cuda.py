@@ -6,7 +6,6 @@ runs where there is none.
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 
 import pytest
@@ -15,13 +14,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sage
+from needs import needs_cuda_build, needs_emulator
 from sage import _C, _select, ops
 
 cuda_only = pytest.mark.cuda
-needs_cuda_build = pytest.mark.skipif(_C.build_info()["cuda"] == "off", reason="this build has no CUDA")
-needs_emulator = pytest.mark.skipif(
-    importlib.util.find_spec("sage._emulator") is None, reason="sage._emulator was not built: -DSAGE_EMULATOR=ON"
-)
 BUSY_CYCLES = 500_000_000
 """What keeps a GPU of 2 GHz busy for a quarter of a second: longer than any call takes to return."""
 

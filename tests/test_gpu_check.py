@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from building import REPOSITORY, TOOLS_PATH, configure, run
+from needs import needs_emulator
 
 import sage
 from sage.cli import bench, candidates, machine, main, measure, nvidia_smi, plot
@@ -28,9 +29,6 @@ sys.path.append(str(REPOSITORY / "benchmarks"))
 import gpu_check  # noqa: E402
 from gpu_check import Check, StepFailed  # noqa: E402
 
-needs_emulator = pytest.mark.skipif(
-    importlib.util.find_spec("sage._emulator") is None, reason="sage._emulator was not built: -DSAGE_EMULATOR=ON"
-)
 needs_nvcc = pytest.mark.skipif(gpu_check.find_nvcc() is None, reason="there is no nvcc")
 
 H200 = "GPU-0f5c3d6e-1111-2222-3333-444455556666, NVIDIA H200, 580.159.04, 1755, 1980, 412.33, 700.00, 47"

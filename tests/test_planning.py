@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from building import configure, run
+from needs import needs_cuda_build
 from sage import _C, Recipe
 
 INFO = _C.build_info()
 KNOWN = (80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
 COMPILED = [int(architecture) for architecture in INFO["cuda_architectures"].split()]
-needs_cuda_build = pytest.mark.skipif(INFO["cuda"] == "off", reason="this build has no CUDA")
 PROBLEM = {"batch": 2, "num_heads_q": 4, "num_heads_kv": 2, "head_dim": 64, "seqlen_q": 70, "seqlen_k": 150}
 CPU = {"device": "cpu", "recipe": "sage1@cpu"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -20,10 +19,9 @@ import sage
 from bounds import DTYPES
 from compare import compare
 from distributions import nrmse
+from needs import needs_emulator
 from sage.reference import exact
 
-no_emulator = importlib.util.find_spec("sage._emulator") is None
-needs_emulator = pytest.mark.skipif(no_emulator, reason="sage._emulator was not built: -DSAGE_EMULATOR=ON")
 BACKENDS = [
     "cpu",
     "reference",
