@@ -1,9 +1,11 @@
 # Decides whether CUDA is built, and with which compiler and CUTLASS headers. Sets SAGE_HAS_CUDA (0 or 1) and, with 1,
 # SAGE_CUTLASS_INCLUDE_DIR and SAGE_CUTLASS_VERSION; the language CUDA and the package CUDAToolkit are then there.
 set(SAGE_HAS_CUDA 0)
-set(SAGE_CUDA_ARCHS 80 CACHE STRING "Architectures to compile the CUDA kernels for, of 80, 86, 87, 89")
+set(SAGE_CUDA_ARCHS_DEFAULT 80 89 120)
+set(SAGE_CUDA_ARCHS ${SAGE_CUDA_ARCHS_DEFAULT} CACHE STRING
+  "Architectures to compile the CUDA kernels for, of 80, 86, 87, 89, 120: each those that are of use there")
 set(SAGE_CUDA_EXTRA_ARCH "" CACHE STRING
-  "One more architecture to compile every kernel for, whatever its family runs on best: to test on such a GPU")
+  "One more architecture to compile every kernel for that can run there: to test on such a GPU")
 set(SAGE_CUDA_VERSION_MIN 12.8)  # the first toolkit that knows sm_120
 if(SAGE_CUDA STREQUAL "OFF")
   message(STATUS "sage: CUDA is off (SAGE_CUDA=OFF)")
@@ -75,6 +77,7 @@ set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 find_package(CUDAToolkit REQUIRED)
 set(SAGE_HAS_CUDA 1)
 # Every kernel fits its registers: a spill, or any other use of local memory, is an error.
-set(SAGE_NVCC_OPTIONS --expt-relaxed-constexpr -Xptxas=-warn-spills,-warn-lmem-usage,-Werror)
+set(SAGE_NVCC_NO_SPILLS -Xptxas=-warn-spills,-warn-lmem-usage,-Werror)
+set(SAGE_NVCC_OPTIONS --expt-relaxed-constexpr ${SAGE_NVCC_NO_SPILLS})
 message(STATUS "sage: CUDA ${CMAKE_CUDA_COMPILER_VERSION}: ${CMAKE_CUDA_COMPILER} (from ${source}), "
   "headers ${CUDAToolkit_INCLUDE_DIRS}")

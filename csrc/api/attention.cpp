@@ -146,7 +146,7 @@ Status AttnPlan::quantize_q(AttnArgs const& args, QuantizedKv const& kv, void* b
   SAGE_TRY(check_tag(kv, desc_, *selection_.cuda, quantized_kv_bytes()));
   SAGE_TRY(check_buffer("buffer", buffer, quantized_q_bytes()));
   SAGE_REQUIRE(args.q.data || !has_queries(desc_), "q must not be null");
-  QuantizedQ const made{buffer, kv.data, desc_};
+  QuantizedQ const made{buffer, kv.data, desc_, quantized_q_bytes()};
   if (has_queries(desc_)) SAGE_TRY(quantize_q_cuda(desc_, *selection_.cuda, args, kv, made, stream));
   *q = made;
   return {};

@@ -1,5 +1,7 @@
 #include "api/forward_cuda.h"
 
+#include <limits>
+
 #include "api/device.h"
 #include "api/status.h"
 
@@ -7,11 +9,32 @@ namespace sage {
 
 VFormat v_format(AttnDesc const& d, CudaForward const& kernels) {
   if (kernels.pv == PvFormat::kInt8) return VFormat::kInt8;
+  if (kernels.pv == PvFormat::kFp8E4m3) return VFormat::kFp8E4m3;
   if (kernels.operand != d.dtype) return VFormat::kFloat16;
   return d.v_aligned && d.head_dim % 8 == 0 ? VFormat::kInPlace : VFormat::kCopy;
 }
 
-static bool scales_v(VFormat format) { return format == VFormat::kFloat16 || format == VFormat::kInt8; }
+static int element_bytes(VFormat format) {
+  switch (format) {
+    case VFormat::kInPlace: return 0;
+    case VFormat::kInt8:
+    case VFormat::kFp8E4m3: return 1;
+    case VFormat::kCopy:
+    case VFormat::kFloat16: return 2;
+  }
+  return 0;
+}
+
+static bool scales_v(VFormat format) { return format != VFormat::kInPlace && format != VFormat::kCopy; }
+
+// For accumulators that are folded; 0 where no row sees enough keys. FP8 P V whose accumulators are true float32 has
+// nothing to fold.
+static int32_t fold_slots(AttnDesc const& d, CudaForward const& kernels) {
+  bool const folds = kernels.pv == PvFormat::kFp8E4m3 && kernels.pv_accum != PvAccum::kFp32;
+  if (!folds || ceil_div(d.seqlen_k, kKTileRows) <= d.recipe.fold_every) return 0;
+  int64_t const blocks = ceil_div(d.seqlen_q, kQTileRows) * d.num_heads_q * d.batch;
+  return static_cast<int32_t>(blocks < kFoldSlots ? blocks : kFoldSlots);
+}
 
 namespace {
 
@@ -26,19 +49,26 @@ struct Parts {
   }
 };
 
-// Quantized Q of a problem, and where its parts lie.
+// Quantized Q of a problem, and where its parts lie. The slots come last: where they are not used, the other parts are
+// where they would be with them.
 struct QLayout {
   TileSpace tiles;
-  size_t data, scale, lse_shift, bytes;
+  int32_t slots;
+  size_t data, scale, mean, mean_scale, lse_shift, fold_busy, fold, bytes;
 
   QLayout(AttnDesc const& d, CudaForward const& kernels)
-      : tiles(make_tile_space(d.seqlen_q, d.total_q, d.varlen, d.batch, kQTileRows)) {
+      : tiles(make_tile_space(d.seqlen_q, d.total_q, d.varlen, d.batch, kQTileRows)), slots(fold_slots(d, kernels)) {
     int64_t const all_tiles = d.num_heads_q * tiles.per_head;
     int64_t const rows = d.num_heads_q * (d.varlen ? d.total_q : d.batch * d.seqlen_q);
+    int64_t const mean_tiles = d.recipe.smooth_q ? all_tiles : 0;
     Parts parts;
-    data = parts.take(all_tiles * kQTileRows * kernels.head_dim);
+    data = parts.take(all_tiles * q_tile_bytes(kernels.qk == QkFormat::kInt4 ? 4 : 8, kernels.head_dim));
     scale = parts.take(all_tiles * kQScalesPerTile * sizeof(float));
+    mean = parts.take(mean_tiles * q_mean_bytes(kernels.head_dim));
+    mean_scale = parts.take(mean_tiles * sizeof(float));
     lse_shift = parts.take(d.recipe.smooth_k ? rows * sizeof(float) : 0);
+    fold_busy = parts.take(slots * sizeof(uint32_t));
+    fold = parts.take(slots * fold_floats(kernels.head_dim) * sizeof(float));
     bytes = parts.bytes;
   }
 };
@@ -48,26 +78,28 @@ struct KvLayout {
   VFormat v_format;
   TileSpace tiles;
   int32_t stats_chunks;
-  size_t k_sum, k_seqlens, v_amax, k, k_scale, v, v_scale, bytes;
+  size_t k_sum, seqlens_k, v_amax, v_sum, v_low, k, k_scale, v, v_scale, v_mean, bytes;
 
   KvLayout(AttnDesc const& d, CudaForward const& kernels)
       : v_format(sage::v_format(d, kernels)),
         tiles(make_tile_space(d.seqlen_k, d.total_k, d.varlen, d.batch, kKTileRows)) {
     int64_t const chunks = ceil_div(d.seqlen_k, kMinStatsRows);
     stats_chunks = static_cast<int32_t>(chunks < 1 ? 1 : chunks > kMaxStatsChunks ? kMaxStatsChunks : chunks);
-    bool const scaled = scales_v(v_format);
-    int64_t const channels = int64_t{d.batch} * d.num_heads_kv * kernels.head_dim;
+    bool const smooth_k = d.recipe.smooth_k, smooth_v = d.recipe.smooth_v, scaled = scales_v(v_format);
+    size_t const of_channels = int64_t{d.batch} * d.num_heads_kv * kernels.head_dim * sizeof(float);
+    size_t const of_chunks = of_channels * stats_chunks;
     int64_t const all_tiles = d.num_heads_kv * tiles.per_head;
-    int64_t const k_bytes = all_tiles * kKTileRows * kernels.head_dim;
-    int64_t const v_element = v_format == VFormat::kInPlace ? 0 : v_format == VFormat::kInt8 ? 1 : 2;
     Parts parts;
-    k_sum = parts.take(d.recipe.smooth_k ? channels * stats_chunks * sizeof(float) : 0);
-    k_seqlens = parts.take(d.recipe.smooth_k ? d.batch * sizeof(float) : 0);
-    v_amax = parts.take(scaled ? channels * stats_chunks * sizeof(float) : 0);
-    k = parts.take(k_bytes);
+    k_sum = parts.take(smooth_k ? of_chunks : 0);
+    seqlens_k = parts.take(smooth_k ? d.batch * sizeof(float) : 0);
+    v_amax = parts.take(scaled ? of_chunks : 0);
+    v_sum = parts.take(smooth_v ? of_chunks : 0);
+    v_low = parts.take(smooth_v ? of_chunks : 0);
+    k = parts.take(all_tiles * k_tile_bytes(kernels.head_dim));
     k_scale = parts.take(all_tiles * kKScalesPerTile * sizeof(float));
-    v = parts.take(k_bytes * v_element);
-    v_scale = parts.take(scaled ? channels * sizeof(float) : 0);
+    v = parts.take(all_tiles * kKTileRows * kernels.head_dim * element_bytes(v_format));
+    v_scale = parts.take(scaled ? of_channels : 0);
+    v_mean = parts.take(smooth_v ? of_channels : 0);
     bytes = parts.bytes;
   }
 };
@@ -78,6 +110,18 @@ T* at(void* buffer, size_t offset) {
 }
 
 }  // namespace
+
+static void describe(ProblemParams& p, AttnDesc const& d, QLayout const& q, KvLayout const& kv,
+                     Sequences const& sequences) {
+  p.sequences = sequences;
+  p.q_tiles = q.tiles;
+  p.k_tiles = kv.tiles;
+  p.batch = d.batch;
+  p.num_heads_q = d.num_heads_q;
+  p.num_heads_kv = d.num_heads_kv;
+  p.head_dim = d.head_dim;
+  p.total_q = d.varlen ? d.total_q : 0;
+}
 
 size_t quantized_q_bytes(AttnDesc const& d, CudaForward const& kernels) { return QLayout(d, kernels).bytes; }
 size_t quantized_kv_bytes(AttnDesc const& d, CudaForward const& kernels) { return KvLayout(d, kernels).bytes; }
@@ -94,50 +138,57 @@ static Status quantize(AttnDesc const& d, CudaForward const& kernels, AttnArgs c
                        QuantizedKv const* kv, QuantizedKv const& k_mean_of, bool wants_lse, Stream stream) {
   QLayout const q_layout(d, kernels);
   KvLayout const kv_layout(d, kernels);
-  bool const smooth = d.recipe.smooth_k, scaled = scales_v(kv_layout.v_format);
+  Recipe const& r = d.recipe;
+  bool const scaled = scales_v(kv_layout.v_format);
   // The quantizers look at the lengths of an operand that is left out, and do nothing with them.
   int32_t const* const cu_seqlens_q = q ? args.cu_seqlens_q : args.cu_seqlens_k;
   int32_t const* const cu_seqlens_k = kv ? args.cu_seqlens_k : args.cu_seqlens_q;
 
   QuantizeParams p{};
+  describe(p, d, q_layout, kv_layout,
+           {d.seqlen_q, d.seqlen_k, cu_seqlens_q, cu_seqlens_k, kv ? args.seqused_k : nullptr});
   p.q = args.q;
   p.k = args.k;
   p.v = args.v;
   p.dtype = d.dtype;
-  p.sequences = {d.seqlen_q, d.seqlen_k, cu_seqlens_q, cu_seqlens_k, kv ? args.seqused_k : nullptr};
-  p.q_tiles = q_layout.tiles;
-  p.k_tiles = kv_layout.tiles;
-  p.batch = d.batch;
-  p.num_heads_q = d.num_heads_q;
-  p.num_heads_kv = d.num_heads_kv;
-  p.head_dim = d.head_dim;
-  p.total_q = d.varlen ? d.total_q : 0;
   p.softmax_scale = args.softmax_scale;
-  p.granularity = d.recipe.qk_granularity;
-  p.smooth_k = smooth;
+  p.qk = r.qk;
+  p.granularity = r.qk_granularity;
+  p.smooth_k = r.smooth_k;
+  p.smooth_q = r.smooth_q;
+  p.hadamard = r.hadamard;
   p.v_format = kv_layout.v_format;
-  p.v_max = d.recipe.v_max;
+  p.v_max = r.v_max;
   p.stats_chunks = kv_layout.stats_chunks;
-  if (smooth) {
+  if (r.smooth_k) {
     p.k_sum = at<float>(k_mean_of.data, kv_layout.k_sum);
-    p.k_seqlens = at<float>(k_mean_of.data, kv_layout.k_seqlens);
+    p.seqlens_k = at<float>(k_mean_of.data, kv_layout.seqlens_k);
   }
   if (q) {
-    p.q_out = at<int8_t>(q->data, q_layout.data);
+    p.q_out = at<char>(q->data, q_layout.data);
     p.q_scale = at<float>(q->data, q_layout.scale);
-    if (smooth && wants_lse) p.lse_shift = at<float>(q->data, q_layout.lse_shift);
+    if (r.smooth_q) {
+      p.q_mean = at<char>(q->data, q_layout.mean);
+      p.q_mean_scale = at<float>(q->data, q_layout.mean_scale);
+    }
+    if (r.smooth_k && wants_lse) p.lse_shift = at<float>(q->data, q_layout.lse_shift);
+    p.fold_slots = q_layout.slots;
+    if (q_layout.slots > 0) p.fold_busy = at<uint32_t>(q->data, q_layout.fold_busy);
   }
   if (kv) {
-    p.k_out = at<int8_t>(kv->data, kv_layout.k);
+    p.k_out = at<char>(kv->data, kv_layout.k);
     p.k_scale = at<float>(kv->data, kv_layout.k_scale);
     if (p.v_format != VFormat::kInPlace) p.v_out = at<void>(kv->data, kv_layout.v);
     if (scaled) {
       p.v_amax = at<float>(kv->data, kv_layout.v_amax);
       p.v_scale = at<float>(kv->data, kv_layout.v_scale);
     }
-    if (smooth || scaled) {
-      SAGE_TRY(kernels.kv_stats.launch(p, stream));
+    if (r.smooth_v) {
+      p.v_sum = at<float>(kv->data, kv_layout.v_sum);
+      p.v_low = at<float>(kv->data, kv_layout.v_low);
+      p.v_mean = at<float>(kv->data, kv_layout.v_mean);
     }
+    if (r.smooth_k || scaled) SAGE_TRY(kernels.kv_stats.launch(p, stream));
   }
   return kernels.quantize_qkv.launch(p, stream);
 }
@@ -147,32 +198,40 @@ static Status attend(AttnDesc const& d, CudaForward const& kernels, AttnArgs con
                      QuantizedKv const& kv, Stream stream) {
   QLayout const q_layout(d, kernels);
   KvLayout const kv_layout(d, kernels);
+  Recipe const& r = d.recipe;
 
   AttnParams p{};
-  p.q = at<int8_t>(q.data, q_layout.data);
-  p.k = at<int8_t>(kv.data, kv_layout.k);
+  describe(p, d, q_layout, kv_layout, {d.seqlen_q, d.seqlen_k, args.cu_seqlens_q, args.cu_seqlens_k, args.seqused_k});
+  p.q = at<char>(q.data, q_layout.data);
+  p.k = at<char>(kv.data, kv_layout.k);
   p.q_scale = at<float>(q.data, q_layout.scale);
   p.k_scale = at<float>(kv.data, kv_layout.k_scale);
-  p.q_tiles = q_layout.tiles;
-  p.k_tiles = kv_layout.tiles;
+  if (r.smooth_q) {
+    p.q_mean = at<char>(q.data, q_layout.mean);
+    p.q_mean_scale = at<float>(q.data, q_layout.mean_scale);
+  }
   p.v_in_tiles = kv_layout.v_format != VFormat::kInPlace;
   p.v = p.v_in_tiles ? TensorView{at<void>(kv.data, kv_layout.v), 0, 0, 0} : kv.v;
-  p.v_scale = scales_v(kv_layout.v_format) ? at<float>(kv.data, kv_layout.v_scale) : nullptr;
+  if (scales_v(kv_layout.v_format)) p.v_scale = at<float>(kv.data, kv_layout.v_scale);
+  if (r.smooth_v) p.v_mean = at<float>(kv.data, kv_layout.v_mean);
   p.out = args.out;
   p.out_dtype = d.dtype;
   p.out_in_pairs = d.head_dim % 2 == 0 && is_aligned(args.out, 2, 4);
   p.lse = args.lse;
-  p.lse_shift = d.recipe.smooth_k && args.lse ? at<float>(q.data, q_layout.lse_shift) : nullptr;
-  p.sequences = {d.seqlen_q, d.seqlen_k, args.cu_seqlens_q, args.cu_seqlens_k, args.seqused_k};
-  p.total_q = d.varlen ? d.total_q : 0;
-  p.batch = d.batch;
-  p.num_heads_q = d.num_heads_q;
-  p.num_heads_kv = d.num_heads_kv;
-  p.head_dim = d.head_dim;
+  if (r.smooth_k && args.lse) p.lse_shift = at<float>(q.data, q_layout.lse_shift);
   p.causal = d.causal;
   p.window_left = d.window_left;
   p.window_right = d.window_right;
   p.mask = args.mask;
+  p.p_max = r.p_max;
+  p.reverse_keys = r.key_order == KeyOrder::kReverse;
+  p.fold_every = std::numeric_limits<int32_t>::max();
+  p.fold_slots = q_layout.slots;
+  if (q_layout.slots > 0) {
+    p.fold_every = r.fold_every;
+    p.fold_busy = at<uint32_t>(q.data, q_layout.fold_busy);
+    p.fold = at<float>(q.data, q_layout.fold);
+  }
   return kernels.attention.launch(p, stream);
 }
 

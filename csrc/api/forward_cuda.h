@@ -9,14 +9,22 @@
 
 namespace sage {
 
-// The kernels that serve one padded head_dim and one P V.
+// What machine code was compiled for.
+struct CodeTarget {
+  int32_t architecture;  // 0: none
+  bool nowhere_else;     // with the features of one architecture (120a)
+};
+
+// The kernels that serve one padded head_dim, Q K^T and P V.
 struct CudaForward {
   int32_t head_dim;
+  QkFormat qk;
   PvFormat pv;
   PvAccum pv_accum;
   DType operand;  // of P and V where they have 16 bits
   arch::CompiledKernel<QuantizeParams> const &kv_stats, &quantize_qkv;
   arch::CompiledKernel<AttnParams> const& attention;
+  CodeTarget targets[6];  // of `attention`; the others run wherever it does
 };
 
 size_t quantized_q_bytes(AttnDesc const& desc, CudaForward const& kernels);

@@ -29,6 +29,8 @@ inline constexpr Named<PvAccum> kPvAccums[] = {{"fp32", PvAccum::kFp32},
                                                {"fp32+fp32", PvAccum::kFp32Fp32},
                                                {"int32", PvAccum::kInt32}};
 
+inline constexpr Named<KeyOrder> kKeyOrders[] = {{"forward", KeyOrder::kForward}, {"reverse", KeyOrder::kReverse}};
+
 template <class T, int N>
 char const* name_of(T value, Named<T> const (&names)[N]) {
   for (Named<T> const& named : names)

@@ -16,7 +16,8 @@ constexpr Named<DType> kDTypes[] = {
 constexpr Named<VFormat> kVFormats[] = {{"read in place", VFormat::kInPlace},
                                         {"copied", VFormat::kCopy},
                                         {"float16", VFormat::kFloat16},
-                                        {"int8", VFormat::kInt8}};
+                                        {"int8", VFormat::kInt8},
+                                        {"fp8_e4m3", VFormat::kFp8E4m3}};
 
 // The value of a field, for a message.
 struct Text {
@@ -32,6 +33,7 @@ struct Text {
   Text(QkGranularity x) : Text(name_of(x, kQkGranularities)) {}
   Text(PvFormat x) : Text(name_of(x, kPvFormats)) {}
   Text(PvAccum x) : Text(name_of(x, kPvAccums)) {}
+  Text(KeyOrder x) : Text(name_of(x, kKeyOrders)) {}
   Text(VFormat x) : Text(name_of(x, kVFormats)) {}
 
  private:
@@ -65,10 +67,13 @@ struct Comparison {
     field("recipe field p_max", x.p_max, y.p_max);
     field("recipe field v_max", x.v_max, y.v_max);
     field("recipe field v_per_block", x.v_per_block, y.v_per_block);
+    field("recipe field fold_every", x.fold_every, y.fold_every);
+    field("recipe field key_order", x.key_order, y.key_order);
     field("recipe field p_two_level", x.p_two_level, y.p_two_level);
     field("recipe field smooth_q", x.smooth_q, y.smooth_q);
     field("recipe field smooth_k", x.smooth_k, y.smooth_k);
     field("recipe field smooth_v", x.smooth_v, y.smooth_v);
+    field("recipe field hadamard", x.hadamard, y.hadamard);
     field("batch", has.batch, needed.batch);
     field("head_dim", has.head_dim, needed.head_dim);
     field("varlen", has.varlen, needed.varlen);
@@ -100,7 +105,14 @@ Status check_tag(QuantizedQ const& q, AttnDesc const& desc, size_t quantized_q_b
   comparison.field("num_heads_q", q.desc.num_heads_q, desc.num_heads_q);
   comparison.field("seqlen_q", q.desc.seqlen_q, desc.seqlen_q);
   if (desc.varlen) comparison.field("total_q", q.desc.total_q, desc.total_q);
-  return comparison.status;
+  SAGE_TRY(comparison.status);
+  // By fewer keys, or by a kernel that folds nothing, on another architecture.
+  SAGE_REQUIRE(q.bytes >= quantized_q_bytes,
+               "q was quantized for seqlen_k %lld and has no room for the sums over %lld keys that this plan folds: it "
+               "has %zu bytes, of %zu",
+               static_cast<long long>(q.desc.seqlen_k), static_cast<long long>(desc.seqlen_k), q.bytes,
+               quantized_q_bytes);
+  return {};
 }
 
 }  // namespace sage

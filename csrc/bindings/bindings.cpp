@@ -57,10 +57,13 @@ static Recipe parse_recipe(py::object const& object) {
   recipe.p_max = object.attr("p_max").cast<float>();
   recipe.v_max = object.attr("v_max").cast<float>();
   recipe.v_per_block = text("v_granularity") == "block";
+  recipe.fold_every = object.attr("fold_every").cast<int32_t>();
+  recipe.key_order = parse("key_order", text("key_order"), kKeyOrders);
   recipe.p_two_level = object.attr("p_two_level").cast<bool>();
   recipe.smooth_q = object.attr("smooth_q").cast<bool>();
   recipe.smooth_k = object.attr("smooth_k").cast<bool>();
   recipe.smooth_v = object.attr("smooth_v").cast<bool>();
+  recipe.hadamard = object.attr("hadamard").cast<bool>();
   return recipe;
 }
 
@@ -205,9 +208,16 @@ static py::list cuda_devices() {
     std::string const capability =
         std::to_string(device.compute_capability_major) + "." + std::to_string(device.compute_capability_minor);
     devices.append(py::dict("index"_a = index, "name"_a = device.name, "compute_capability"_a = capability,
+                            "architecture"_a = 10 * device.compute_capability_major + device.compute_capability_minor,
                             "sm_count"_a = device.sm_count, "memory_bytes"_a = device.memory_bytes));
   }
   return devices;
+}
+
+static int32_t cuda_architecture(int32_t index) {
+  CudaLimits limits;
+  raise(cuda_limits({DeviceType::kCuda, index, 0}, &limits));
+  return limits.architecture;
 }
 
 void bind(py::module_& m) {
@@ -242,6 +252,9 @@ void bind(py::module_& m) {
       "cpu_isa_available", [](std::string const& isa) { return cpu_isa_available(parse_isa(isa)); }, "isa"_a,
       "Whether this CPU runs the kernels of an instruction set.");
   m.def("build_info", &build_facts, "How this module was built.");
+  m.def("cuda_architecture", &cuda_architecture, "index"_a,
+        "10 x the compute capability of a CUDA device, in less than a microsecond; of the emulator, what "
+        "SAGE_EMULATOR_ARCH says now. NotImplementedError without CUDA, RuntimeError without the device.");
   m.def("cuda_devices", &cuda_devices, "The CUDA devices of this machine; RuntimeError says why there are none.");
 }
 

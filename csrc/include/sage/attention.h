@@ -73,6 +73,7 @@ struct QuantizedQ {
   void* data = nullptr;
   void const* kv = nullptr;  // `data` of the keys whose mean has gone into what corrects lse
   AttnDesc desc;
+  size_t bytes = 0;  // of `data`
 };
 
 namespace cpu {
@@ -93,7 +94,9 @@ struct Selection {
 }  // namespace internal
 
 // A query that sees no key gives out = 0 and lse = -inf. Non-finite values propagate: a value of q to the output rows
-// that share its scale (on CPUs its own), a value of v to its channel, a value of k to every query of that head.
+// that share its scale or, with smooth_q, its mean (on CPUs its own), a value of v to its channel, a value of k to
+// every query of that head. Smoothing sums the values of a sequence, or of a tile of q: where float32 does not hold the
+// sum, it counts as one of them.
 class SAGE_API AttnPlan {
  public:
   // Fails with kInvalidArgument or kUnsupported and the reason; `plan` is then left unusable.
@@ -121,10 +124,12 @@ class SAGE_API AttnPlan {
   Status quantize_kv(AttnArgs const& args, void* buffer, Stream stream, QuantizedKv* kv) const;
 
   // Reads q, softmax_scale and cu_seqlens_q, and from `kv` the mean of K, for an exact lse. The result is for use with
-  // these keys; without lse, or without smooth_k, for use with any.
+  // these keys; without lse, or without smooth_k, for use with any: with FP8 P V, of a plan with no larger seqlen_k.
   Status quantize_q(AttnArgs const& args, QuantizedKv const& kv, void* buffer, Stream stream, QuantizedQ* q) const;
 
-  // Reads out, lse, mask, cu_seqlens_q, cu_seqlens_k and seqused_k: one kernel.
+  // Reads out, lse, mask, cu_seqlens_q, cu_seqlens_k and seqused_k: one kernel. With FP8 P V the buffer of `q` has room
+  // for sums that the kernel sets aside (recipe field fold_every), which makes it the scratch of this call: runs on one
+  // view of Q wait for each other, as those of a stream do.
   Status run_quantized(AttnArgs const& args, QuantizedQ const& q, QuantizedKv const& kv, Stream stream) const;
 
   // The kernel that runs, for logs, tests and benchmarks: "cpu_int8_int16_avx512_vnni", "sm80_fwd_f16_d128".

@@ -1,4 +1,5 @@
-// Registers of 16-bit floats to float32, float32 to registers of INT8, and the maximum that scales are made of.
+// Registers of 16-bit floats to float32, float32 to registers of INT8, INT4 and e4m3, and the maximum that scales are
+// made of.
 #pragma once
 #include <cstdint>
 
@@ -17,12 +18,68 @@ SAGE_DEVICE void bf16x2_to_float(float (&y)[2], uint32_t x) {
   y[1] = as_float(x & 0xffff0000u);
 }
 
+// Adding 1.5 * 2^23 rounds a value below 2^22 to the nearest integer, ties to even, and leaves it in the lowest bits.
+constexpr float kRounder = 12582912.f;
+
 // Four values times `factor`, rounded to nearest even, in one register, a lowest; each product is below 2^22 and what
-// does not fit a byte wraps. Adding 1.5 * 2^23 rounds, and leaves the integer in the lowest bits.
+// does not fit a byte wraps.
 SAGE_DEVICE uint32_t round_to_int8x4(float a, float b, float c, float d, float factor) {
-  constexpr float kRounder = 12582912.f;
   return pack_bytes(as_uint(fmaf(a, factor, kRounder)), as_uint(fmaf(b, factor, kRounder)),
                     as_uint(fmaf(c, factor, kRounder)), as_uint(fmaf(d, factor, kRounder)));
+}
+
+// The lowest four bits of eight registers, x[0] lowest.
+SAGE_DEVICE uint32_t pack_int4x8(uint32_t const (&x)[8]) {
+  uint32_t const even = pack_bytes(x[0], x[2], x[4], x[6]), odd = pack_bytes(x[1], x[3], x[5], x[7]);
+  return (even & 0x0f0f0f0fu) | (odd << 4 & 0xf0f0f0f0u);
+}
+
+// Likewise to INT4, eight values in a register.
+SAGE_DEVICE uint32_t round_to_int4x8(float const (&x)[8], float factor) {
+  uint32_t codes[8];
+  SAGE_UNROLL for (int i = 0; i < 8; ++i)
+    codes[i] = as_uint(fmaf(x[i], factor, kRounder));
+  return pack_int4x8(codes);
+}
+
+// What round_to_int4x8 leaves, in 16ths, as INT4: 8 of them become 7.
+SAGE_DEVICE uint32_t round_rest_to_int4x8(float const (&x)[8], float factor) {
+  uint32_t codes[8];
+  SAGE_UNROLL for (int i = 0; i < 8; ++i) {
+    float const code = fmaf(x[i], factor, kRounder) - kRounder;
+    codes[i] = as_uint(fminf(fmaf(x[i], factor, -code) * 16.f, 7.f) + kRounder);
+  }
+  return pack_int4x8(codes);
+}
+
+// The e4m3 code of x, rounded to nearest even; what is larger than 448 becomes 448 (PTX ISA, cvt.rn.satfinite.e4m3x2).
+SAGE_DEVICE uint32_t round_to_e4m3(float x) {
+  constexpr uint32_t kLeastNormal = 121u << 23, kSubnormalRounder = 141u << 23;  // 2^-6; 2^14, whose last bit is 2^-9
+  uint32_t const magnitude = as_uint(x) & 0x7fffffffu, sign = as_uint(x) >> 24 & 0x80u;
+  if (magnitude < kLeastNormal) {
+    return (as_uint(as_float(magnitude) + as_float(kSubnormalRounder)) - kSubnormalRounder) | sign;
+  }
+  if (magnitude > 0x7f800000u) return 0x7f;
+  uint32_t const rounded = (magnitude + 0x7ffffu + (magnitude >> 20 & 1)) >> 20;  // ties go to an even last bit
+  uint32_t const code = rounded - ((127 - 7) << 3);                               // e4m3's bias is 7
+  return (code < 0x7e ? code : 0x7e) | sign;
+}
+
+// Four values times `factor` as round_to_e4m3, in one register, a lowest.
+SAGE_DEVICE uint32_t round_to_e4m3x4(float a, float b, float c, float d, float factor) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  uint32_t y;
+  asm("{\n.reg .b16 low, high;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+      "mov.b32 %0, {low, high};\n}"
+      : "=r"(y)
+      : "f"(a * factor), "f"(b * factor), "f"(c * factor), "f"(d * factor));
+  return y;
+#else
+  return pack_bytes(round_to_e4m3(a * factor), round_to_e4m3(b * factor), round_to_e4m3(c * factor),
+                    round_to_e4m3(d * factor));
+#endif
 }
 
 // The larger one; NaN if one of them is (PTX ISA, max.NaN.f32).

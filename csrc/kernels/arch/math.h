@@ -89,6 +89,21 @@ SAGE_DEVICE uint32_t multiply_f16x2(uint32_t a, uint32_t b) {
 #endif
 }
 
+// a b + c in both halves, rounded to nearest even once.
+SAGE_DEVICE uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+#if defined(__CUDA_ARCH__)
+  uint32_t y;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+  return y;
+#else
+  auto const half = [](uint32_t x, uint32_t y, uint32_t z) {  // in double only the last rounding is one
+    return uint32_t{
+        __half_as_ushort(__double2half(static_cast<double>(f16_to_float(x)) * f16_to_float(y) + f16_to_float(z)))};
+  };
+  return half(a, b, c) | half(a >> 16, b >> 16, c >> 16) << 16;
+#endif
+}
+
 // x . (1, 1, 1, 1) + c over the four unsigned bytes of x.
 SAGE_DEVICE uint32_t add_bytes(uint32_t x, uint32_t c) {
 #if defined(__CUDA_ARCH__)

@@ -22,4 +22,11 @@ SAGE_DEVICE T shuffle_xor(T x, int lane_mask) {
 }
 SAGE_DEVICE bool any(bool p) { return __any_sync(0xffffffffu, p) != 0; }
 
+// Stores x and returns what was there, of all threads of the GPU one at a time.
+SAGE_DEVICE uint32_t exchange(uint32_t* p, uint32_t x) { return atomicExch(p, x); }
+// What this thread wrote before it is visible to other blocks before what it writes after.
+SAGE_DEVICE void fence() { __threadfence(); }
+// Between two looks at what another block will change.
+SAGE_DEVICE void pause() { __nanosleep(100); }
+
 }  // namespace sage::arch

@@ -8,7 +8,13 @@
 
 namespace sage::arch {
 
-// d = a b + c for one warp; each array holds the registers of this lane.
+// Whether an instruction multiplies its operands by scales, one per 32 elements of a row of A and of a column of B.
+template <class Op, class = void>
+constexpr bool kBlockScaled = false;
+template <class Op>
+constexpr bool kBlockScaled<Op, std::void_t<typename Op::SFARegisters>> = true;
+
+// d = a b + c for one warp; each array holds the registers of this lane. Scales are 1.
 template <class Op, class D, class A, class B, class C>
 SAGE_DEVICE void mma(D& d, A const& a, B const& b, C const& c) {
   constexpr auto registers = [](auto const& x) {
@@ -16,7 +22,18 @@ SAGE_DEVICE void mma(D& d, A const& a, B const& b, C const& c) {
   };
   auto tensor = [&](auto& x) { return cute::make_tensor(&x[0], cute::make_layout(decltype(registers(x)){})); };
   auto td = tensor(d);
-  cute::MMA_Atom<Op>{}.call(td, tensor(a), tensor(b), tensor(c));
+  if constexpr (kBlockScaled<Op>) {
+    using Traits = cute::MMA_Traits<Op>;
+    using Scale = typename Traits::ValTypeSF;
+    static_assert(std::is_same_v<Scale, cute::float_ue8m0_t> && Traits::SFVecSize == 32);
+    uint8_t one = 127;  // 2^(127 - 127)
+    auto const scales = cute::make_tensor(cute::recast_ptr<Scale>(&one),
+                                          cute::Layout<cute::Shape<cute::_32>, cute::Stride<cute::_0>>{});
+    mma_unpack(Traits{}, td, cute::make_zip_tensor(tensor(a), scales), cute::make_zip_tensor(tensor(b), scales),
+               tensor(c));
+  } else {
+    cute::MMA_Atom<Op>{}.call(td, tensor(a), tensor(b), tensor(c));
+  }
 }
 
 // Four 8x8 matrices of 16-bit elements; `row` is this lane's 16-byte row. Op: SM75_U32x4_LDSM_N or SM75_U16x8_LDSM_T.

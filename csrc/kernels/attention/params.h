@@ -2,25 +2,30 @@
 #pragma once
 #include <cstdint>
 
-#include "common/quant_format.h"
-#include "common/seqlen.h"
+#include "common/problem.h"
 #include "sage/attention.h"
 
 namespace sage {
 
 constexpr int64_t kMaxSeqlen = int64_t{1} << 28;  // of K: what 32-bit tile arithmetic holds at head_dim 256
 
-struct AttnParams {
+// At least as many as thread blocks of a kernel are ever resident on a GPU together: two on each of 192 SMs.
+constexpr int kFoldSlots = 512;
+
+struct AttnParams : ProblemParams {
   // Quantized operands (common/quant_format.h).
-  int8_t const *q, *k;
+  char const *q, *k;
   float const *q_scale, *k_scale;
-  TileSpace q_tiles, k_tiles;
+  char const* q_mean;  // smooth_q: codes of each tile's mean, and their scale; else null
+  float const* q_mean_scale;
 
   // 16-bit V: rows of the caller's tensor, or of the packed copy. Its data and strides are multiples of 16 bytes.
-  // INT8 V: `v.data` holds tiles like k. Packed sequences: row_k (or the sequence's first tile) is added by the kernel.
+  // 8-bit V: `v.data` holds tiles like k. Packed sequences: row_k (or the sequence's first tile) is added by the
+  // kernel.
   TensorView v;
   bool v_in_tiles;       // v.data is [head][tile]..., not the caller's tensor
   float const* v_scale;  // [batch][num_heads_kv][padded head_dim], or null: V was not scaled
+  float const* v_mean;   // likewise: added to the output; or null
 
   TensorView out;
   DType out_dtype;         // kFloat16 or kBFloat16
@@ -28,13 +33,22 @@ struct AttnParams {
   float* lse;              // null: not wanted
   float const* lse_shift;  // like lse: added to it; null: nothing
 
-  Sequences sequences;
-  int64_t total_q;  // packed: the stride of a head in lse; else 0
-  int32_t batch, num_heads_q, num_heads_kv;
-  int32_t head_dim;  // the true one
   bool causal;
   int64_t window_left, window_right;
   MaskView mask;
+
+  float p_max;        // FP8 P: what the largest probability of a row so far becomes
+  bool reverse_keys;  // the last key tile first
+  // FP8 P V: after so many key tiles of a block its accumulators are added to float32 ones in global memory, of which
+  // the block takes a slot. Launches that use the same slots do not run at the same time. Null where no block sees more
+  // tiles than fold_every.
+  int32_t fold_every;
+  uint32_t* fold_busy;  // [fold_slots]: 1 while a block has the slot
+  float* fold;          // [fold_slots][fold_floats(padded head_dim)], in an order of the kernel's own
+  int32_t fold_slots;   // as many as blocks, but not more than kFoldSlots
 };
+
+// Channels of the rows of a tile, and room for the sums of the rows' probabilities.
+SAGE_HD int fold_floats(int head_dim) { return kQTileRows * (head_dim + 8); }
 
 }  // namespace sage

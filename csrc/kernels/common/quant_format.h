@@ -46,11 +46,51 @@ SAGE_HD int q_int8_offset(int row, int d) {
 // INT8 K: panels of 16 channels by 64 keys. The 8 rows of an ldmatrix are 128 consecutive bytes: no bank conflict.
 SAGE_HD int k_int8_offset(int key, int d) { return d / 16 * (kKTileRows * 16) + key * 16 + d % 16; }
 
-// INT8 V: panels of 16 keys by 64 channels of V^T. Keys are scattered to the place that the accumulators of Q K^T
-// have when they are read as A fragments of mma.m16n8k32: keys {2t, 2t+1, 2t+8, 2t+9} of 16 to 4t .. 4t+3.
-SAGE_HD int v_int8_position(int key) { return key / 16 * 16 + key % 8 / 2 * 4 + key / 8 % 2 * 2 + key % 2; }
-SAGE_HD int v_int8_offset(int key, int d) {
-  int const position = v_int8_position(key);
+// INT4: two channels share a byte, the even one in its low half, and bytes lie as those of INT8 would: the fragments of
+// mma.m16n8k64 are those of m16n8k32 in bytes. A tile of K is two planes, each of k_int4_plane bytes and each laid out
+// so: the codes, and, written and read only with smooth_q, 16ths of a step that the codes leave (-8..7): K is
+// (code + rest / 16) * scale.
+template <int kHeadDim>
+SAGE_HD int q_int4_offset(int row, int d) {
+  return q_int8_offset<kHeadDim / 2>(row, d / 2);
+}
+SAGE_HD int k_int4_offset(int key, int d) { return k_int8_offset(key, d / 2); }
+template <int kHeadDim>
+constexpr int k_int4_plane = kKTileRows * kHeadDim / 2;
+
+// Bytes of a tile of Q and of K.
+SAGE_HD int q_tile_bytes(int bits, int head_dim) { return kQTileRows * head_dim * bits / 8; }
+SAGE_HD int k_tile_bytes(int head_dim) { return kKTileRows * head_dim; }
+
+// The mean of the rows of a tile of Q (INT4 with smooth_q), as one integer of at most kQMeanLimit per channel, cut into
+// four signed digits of 4 bits, the lowest first. Digit i is row i of an A fragment of mma.m16n8k64 of which only these
+// rows are stored: [tile][k-step][digit][lane % 4][register 0 and 2].
+constexpr float kQMeanLimit = 30583.f;                           // 7777 in hexadecimal digits
+SAGE_HD int q_mean_bytes(int head_dim) { return 2 * head_dim; }  // of a tile
+SAGE_HD int q_mean_offset(int digit, int d) {
+  int const byte = d / 2;
+  return byte / 32 * 128 + (digit * 4 + byte % 16 / 4) * 8 + byte % 32 / 16 * 4 + byte % 4;
+}
+
+// Rotation of Q and K (QuaRot, arXiv 2404.00456, section 3): channel c is multiplied by a fixed random sign, then the
+// kHeadDim channels by the Hadamard matrix, (-1)^popcount(i & j) / sqrt(kHeadDim), of which the rows are in another
+// order and some have the opposite sign, for Q and K alike. The product q . k stays what it was.
+SAGE_HD float hadamard_sign(int channel) {
+  static constexpr uint32_t kSigns[8] = {0x243F6A88u, 0x85A308D3u, 0x13198A2Eu, 0x03707344u,
+                                         0xA4093822u, 0x299F31D0u, 0x082EFA98u, 0xEC4E6C89u};  // bits of pi
+  return kSigns[channel / 32] >> channel % 32 & 1 ? -1.f : 1.f;
+}
+template <int kHeadDim>
+constexpr float kHadamardFactor = kHeadDim == 64    ? .125f
+                                  : kHeadDim == 128 ? .0883883476f
+                                                    : .0625f;  // kHeadDim^-1/2
+
+// 8-bit V (INT8 or e4m3): panels of 16 keys by 64 channels of V^T. Keys are scattered to the place that the
+// accumulators of Q K^T have when they are read as A fragments of mma.m16n8k32: keys {2t, 2t+1, 2t+8, 2t+9} of 16 to 4t
+// .. 4t+3.
+SAGE_HD int v8_position(int key) { return key / 16 * 16 + key % 8 / 2 * 4 + key / 8 % 2 * 2 + key % 2; }
+SAGE_HD int v8_offset(int key, int d) {
+  int const position = v8_position(key);
   return d / 64 * (kKTileRows * 64) + position / 16 * 1024 + d % 64 * 16 + position % 16;
 }
 

@@ -1,8 +1,9 @@
-// Partial sums of K and largest |V| per channel, of which QuantizeQkv makes the mean of K and the scales of V.
+// Per channel partial sums of K, and of V the largest magnitude or, to smooth it, sum, largest and smallest value: of
+// these QuantizeQkv makes the means of K and V and the scales of V.
 //
 // A block reads one chunk of one head of K or of V; slot s takes every kSlots-th row from the s-th on, and the slots
 // are combined through shared memory. Every order is fixed: results repeat bit for bit. Chunks beyond a sequence give
-// zeros.
+// what changes nothing: zeros, and infinities of the largest and smallest value.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -30,7 +31,7 @@ struct KvStats {
   }
 
   SAGE_DEVICE void operator()(Params const& p, char* smem) const {
-    auto& partial = reinterpret_cast<SharedStorage*>(smem)->partial;
+    auto& shared = *reinterpret_cast<SharedStorage*>(smem);
     uint32_t const chunks = p.stats_chunks, heads = p.num_heads_kv, per_operand = p.batch * heads * chunks;
     bool const of_k = p.smooth_k && arch::block_index() < per_operand;
     uint32_t const index = arch::block_index() % per_operand;  // of [batch][head][chunk]
@@ -38,51 +39,80 @@ struct KvStats {
 
     Sequence const sequence = p.sequences[batch];
     int64_t const rows_per_chunk = ceil_div(sequence.seqlen_k, chunks), first = index % chunks * rows_per_chunk;
-    int64_t const rest = sequence.seqlen_k - first, num_rows = rest < rows_per_chunk ? rest : rows_per_chunk;
+    int64_t const rest = sequence.seqlen_k - first;
+    int const num_rows = static_cast<int>(rest < rows_per_chunk ? rest : rows_per_chunk);
     quantize::HeadRows const rows(of_k ? p.k : p.v, batch, head, sequence.row_k + first, num_rows, p.head_dim);
 
-    float x[8] = {};
+    auto const add = [](float x, float y) { return x + y; };
+    auto const larger = [](float x, float y) { return arch::max_nan(x, y); };
+    auto const smaller = [](float x, float y) { return -arch::max_nan(-x, -y); };
     if (of_k) {
-      for_each_row(rows, num_rows, p.dtype, [&](float const(&row)[8]) {
+      float sum[8] = {};
+      for_each_row(rows, num_rows, p.dtype, [&](float const(&row)[8], bool) {
         SAGE_UNROLL for (int i = 0; i < 8; ++i)
-          x[i] += row[i];
+          sum[i] += row[i];
       });
+      combine(shared, sum, add, p.k_sum, index);
+      if (head == 0 && index % chunks == 0 && arch::thread_index() == 0) {  // the sequence's first block
+        p.seqlens_k[batch] = static_cast<float>(sequence.seqlen_k);
+      }
+    } else if (!p.v_sum) {
+      float amax[8] = {};
+      for_each_row(rows, num_rows, p.dtype, [&](float const(&row)[8], bool) {
+        SAGE_UNROLL for (int i = 0; i < 8; ++i)
+          amax[i] = larger(amax[i], fabsf(row[i]));
+      });
+      combine(shared, amax, larger, p.v_amax, index);
     } else {
-      for_each_row(rows, num_rows, p.dtype, [&](float const(&row)[8]) {
-        SAGE_UNROLL for (int i = 0; i < 8; ++i)
-          x[i] = arch::max_nan(x[i], fabsf(row[i]));
+      float sum[8] = {}, high[8], low[8];
+      SAGE_UNROLL for (int i = 0; i < 8; ++i) {
+        high[i] = -INFINITY;
+        low[i] = INFINITY;
+      }
+      for_each_row(rows, num_rows, p.dtype, [&](float const(&row)[8], bool exists) {
+        SAGE_UNROLL for (int i = 0; i < 8; ++i) {
+          sum[i] += row[i];
+          high[i] = exists ? larger(high[i], row[i]) : high[i];
+          low[i] = exists ? smaller(low[i], row[i]) : low[i];
+        }
       });
-    }
-    SAGE_UNROLL for (int i = 0; i < 8; ++i)
-      partial[Lanes::slot()][Lanes::channel() + i] = x[i];
-    arch::sync_block();  // the partial results of all slots are visible
-
-    int const channel = arch::thread_index();
-    if (channel >= kHeadDim) return;
-    float y = 0.f;
-    SAGE_UNROLL for (int slot = 0; slot < quantize::kSlots; ++slot) {
-      float const z = partial[slot][channel];
-      y = of_k ? y + z : arch::max_nan(y, z);
-    }
-    (of_k ? p.k_sum : p.v_amax)[int64_t{index} * kHeadDim + channel] = y;
-    if (of_k && head == 0 && index % chunks == 0 && channel == 0) {  // the sequence's first block
-      p.k_seqlens[batch] = static_cast<float>(sequence.seqlen_k);
+      combine(shared, sum, add, p.v_sum, index);
+      arch::sync_block();  // the sums of all slots have been read
+      combine(shared, high, larger, p.v_amax, index);
+      arch::sync_block();  // the largest values of all slots have been read
+      combine(shared, low, smaller, p.v_low, index);
     }
   }
 
  private:
-  // Calls `add` for this slot's rows and, because zeros change nothing, for rows of zeros.
+  // Calls `add` for this slot's rows and for rows of zeros that do not exist.
   template <class Add>
-  SAGE_DEVICE static void for_each_row(quantize::HeadRows const& rows, int64_t num_rows, DType dtype, Add const& add) {
-    for (int64_t row = Lanes::slot(); row < num_rows; row += kRowsAtOnce * quantize::kSlots) {
+  SAGE_DEVICE static void for_each_row(quantize::HeadRows const& rows, int num_rows, DType dtype, Add const& add) {
+    for (int row = Lanes::slot(); row < num_rows; row += kRowsAtOnce * quantize::kSlots) {
       quantize::Channels x[kRowsAtOnce];
-      rows.load(x, Lanes::channel(), [&](int j) { return row + j * quantize::kSlots; });
+      auto const index = [&](int j) { return row + j * quantize::kSlots; };
+      rows.load(x, Lanes::channel(), index);
       SAGE_UNROLL for (int j = 0; j < kRowsAtOnce; ++j) {
         float y[8];
         quantize::to_float(y, x[j], dtype);
-        add(y);
+        add(y, rows.has(index(j)));
       }
     }
+  }
+
+  // Combines the slots' values by `op` and stores them for the chunk `index`.
+  template <class Op>
+  SAGE_DEVICE static void combine(SharedStorage& shared, float const (&x)[8], Op const& op, float* out,
+                                  uint32_t index) {
+    SAGE_UNROLL for (int i = 0; i < 8; ++i)
+      shared.partial[Lanes::slot()][Lanes::channel() + i] = x[i];
+    arch::sync_block();  // the partial results of all slots are visible
+    int const channel = arch::thread_index();
+    if (channel >= kHeadDim) return;
+    float y = shared.partial[0][channel];
+    SAGE_UNROLL for (int slot = 1; slot < quantize::kSlots; ++slot)
+      y = op(y, shared.partial[slot][channel]);
+    out[int64_t{index} * kHeadDim + channel] = y;
   }
 };
 

@@ -2,12 +2,16 @@
 //
 // P is in the registers in which Q K^T left the scores; V is in shared memory. An accumulator has
 //   kElementBytes                 of V
-//   kNeedsStepMax                 P is relative to the maximum of its own tile of keys, not to the row's so far
-//   kSumLimit                     the largest sum of a lane's probabilities of a row and tile that P's format takes
+//   kMaximum                      which maximum P = 2^(score - maximum) is relative to
+//   kSumLimit                     with Maximum::kStale: the largest sum of a lane's probabilities of a row and tile
+//                                 that P's format takes
+//   kDivisor                      what O is divided by
+//   kFolds                        O does not stay accurate for ever: after params.fold_every tiles it is taken out
 //   Probabilities p; p.set(...)   packs four scores of a lane
 //   scale(factor)                 when the rows' maximum moves
-//   add(p, v, fold)               one tile of keys; `fold` is the tile's factor, used where kNeedsStepMax
+//   add(p, v, factor)             one tile of keys; the tile's factor is used with Maximum::kTile
 //   value(mt, n, x)               element x of the m16n8 accumulator fragment of channel tile n
+//   row_sum(mt, r)                with Divisor::kAccumulated
 #pragma once
 #include <cstdint>
 #include <cute/arch/copy_sm75.hpp>
@@ -19,6 +23,19 @@
 #include "common/quant_format.h"
 
 namespace sage::tile {
+
+enum class Maximum {
+  kStale,  // that of the row at some earlier tile
+  kRow,    // that of the row so far
+  kTile,   // that of the row in this tile of keys
+};
+
+// A row's sum of
+enum class Divisor {
+  kProbabilities,  // P before it is rounded
+  kRounded,        // rounded P: Probabilities has `sum` of a lane's share in a tile
+  kAccumulated,    // rounded P, in the accumulator
+};
 
 // P of one tile of keys as 16-bit A fragments: registers [key tile of 16][4].
 template <int kMTiles, bool kBf16>
@@ -75,7 +92,9 @@ SAGE_DEVICE void add_in_place(Acc& acc, Probabilities const& p, char const* v) {
 template <int kHeadDim, int kMTiles, bool kBf16>
 struct PvAccumF32 {
   static constexpr int kElementBytes = 2;
-  static constexpr bool kNeedsStepMax = false;
+  static constexpr Maximum kMaximum = Maximum::kStale;
+  static constexpr Divisor kDivisor = Divisor::kProbabilities;
+  static constexpr bool kFolds = false;
   // Per lane and row, of 16 probabilities: they stay finite in fp16 (65504), and have its full precision down to 2^-14.
   static constexpr float kSumLimit = 16384.f;
   using Probabilities = Probabilities16<kMTiles, kBf16>;
@@ -100,7 +119,9 @@ constexpr float kF16SumLimit = 16.f;
 template <int kHeadDim, int kMTiles>
 struct PvAccumF16 {
   static constexpr int kElementBytes = 2;
-  static constexpr bool kNeedsStepMax = false;
+  static constexpr Maximum kMaximum = Maximum::kStale;
+  static constexpr Divisor kDivisor = Divisor::kProbabilities;
+  static constexpr bool kFolds = false;
   static constexpr float kSumLimit = kF16SumLimit;
   using Probabilities = Probabilities16<kMTiles, false>;
   uint32_t acc[kMTiles][kHeadDim / 8][2] = {};
@@ -122,7 +143,9 @@ struct PvAccumF16 {
 template <int kHeadDim, int kMTiles>
 struct PvAccumF16F32 {
   static constexpr int kElementBytes = 2;
-  static constexpr bool kNeedsStepMax = false;
+  static constexpr Maximum kMaximum = Maximum::kStale;
+  static constexpr Divisor kDivisor = Divisor::kProbabilities;
+  static constexpr bool kFolds = false;
   static constexpr float kSumLimit = kF16SumLimit;
   using Probabilities = Probabilities16<kMTiles, false>;
   using Op = cute::SM80_16x8x16_F16F16F16F16_TN;
@@ -151,8 +174,9 @@ struct PvAccumF16F32 {
 template <int kHeadDim, int kMTiles>
 struct PvAccumInt8 {
   static constexpr int kElementBytes = 1;
-  static constexpr bool kNeedsStepMax = true;
-  static constexpr float kSumLimit = 0.f;  // the maximum is exact
+  static constexpr Maximum kMaximum = Maximum::kTile;
+  static constexpr Divisor kDivisor = Divisor::kRounded;
+  static constexpr bool kFolds = false;
 
   // The accumulators start at the bits of 1.5 * 2^23, so that they are floats: |sum| <= 255 * 127 * 64 < 2^22.
   static constexpr uint32_t kSeed = 0x4B400000u;
@@ -173,8 +197,8 @@ struct PvAccumInt8 {
   PvAccumF32<kHeadDim, kMTiles, false> outer;
 
   SAGE_DEVICE void scale(float const (&factor)[kMTiles][2]) { outer.scale(factor); }
-  // `v` points to this lane's place in the panels of v_int8_offset.
-  SAGE_DEVICE void add(Probabilities const& p, char const* v, float const (&fold)[kMTiles][2]) {
+  // `v` points to this lane's place in the panels of v8_offset.
+  SAGE_DEVICE void add(Probabilities const& p, char const* v, float const (&factor)[kMTiles][2]) {
     for_channel_tiles<kHeadDim / 8, kMTiles == 2 ? 8 : 1>([&](int n) {
       uint32_t b[4];
       arch::ldmatrix<cute::SM75_U32x4_LDSM_N>(b, v + n / 8 * 4096 + n % 8 * 128);
@@ -182,7 +206,7 @@ struct PvAccumInt8 {
         uint32_t inner[4] = {kSeed, kSeed, kSeed, kSeed};
         mma_twice<cute::SM80_16x8x32_S32U8S8S32_TN>(inner, p.a[mt][0], p.a[mt][1], b);
         SAGE_UNROLL for (int x = 0; x < 4; ++x) {
-          outer.acc[mt][n][x] = fmaf(arch::as_float(inner[x]) - 12582912.f, fold[mt][x / 2], outer.acc[mt][n][x]);
+          outer.acc[mt][n][x] = fmaf(arch::as_float(inner[x]) - 12582912.f, factor[mt][x / 2], outer.acc[mt][n][x]);
         }
       }
     });
