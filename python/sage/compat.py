@@ -16,8 +16,8 @@ means one `sage.Recipe` and runs that or raises:
 | sageattn, sageattn_varlen         | "auto", as in `sage.attention`                                               |
 | sageattn_qk_int8_pv_fp16_cuda     | sage1 with pv_accum=pv_accum_dtype                                           |
 | sageattn_qk_int8_pv_fp16_triton   | sage1 with qk_granularity=block, pv_accum=fp16+fp32                          |
-| sageattn_qk_int8_pv_fp8_cuda      | by pv_accum_dtype: "fp32+fp16" sage2pp, "fp32+fp32" sage2, "fp32" sage2 with |
-|                                   | pv_accum=fp32                                                                |
+| sageattn_qk_int8_pv_fp8_cuda      | by pv_accum_dtype: "fp32+fp16" sage2pp; "fp32+fp32" and "fp32" sage2, which  |
+|                                   | accumulates 32 steps in place between additions in float32                   |
 | sageattn_qk_int8_pv_fp8_cuda_sm90 | sage2                                                                        |
 | sageattn3_blackwell               | sage3                                                                        |
 
@@ -37,7 +37,8 @@ What the arguments do, wherever they occur:
 | smooth_k, smooth_v   | the recipe's fields: subtract the mean of K, of V; where no kernel does that, it raises   |
 | qk_quant_gran        | the recipe's qk_granularity: "per_thread" or "per_warp"                                   |
 | pv_accum_dtype       | see above; in sageattn_qk_int8_pv_fp8_cuda_sm90 "fp32" raises                             |
-| return_lse           | return (out, lse): lse is float32 (batch, heads, seqlen_q), natural logarithm, exact      |
+| return_lse           | return (out, lse): lse is float32 (batch, heads, seqlen_q), natural logarithm, as in      |
+|                      | `sage.attention`: with sage2 that of the rounded P                                        |
 | per_block_mean       | False raises: sage3 subtracts the mean of each block of queries, no recipe that of all    |
 | dropout_p            | anything but 0 raises                                                                     |
 | enable_gqa           | none: k and v may have fewer heads anyway                                                 |
@@ -101,7 +102,7 @@ def _variants(by_accumulator: dict[str, Recipe]) -> _Recipes:
 
 _SAGE1, _SAGE2, _SAGE2PP, _SAGE3 = (PRESETS[name] for name in ("sage1", "sage2", "sage2pp", "sage3"))
 _FP16 = _variants({accumulator: _SAGE1.replace(pv_accum=accumulator) for accumulator in ("fp32", "fp16", "fp16+fp32")})
-_FP8 = _variants({"fp32": _SAGE2.replace(pv_accum="fp32"), "fp32+fp32": _SAGE2, "fp32+fp16": _SAGE2PP})
+_FP8 = _variants({"fp32": _SAGE2, "fp32+fp32": _SAGE2, "fp32+fp16": _SAGE2PP})
 _TRITON = {
     smooth_k: _SAGE1.replace(qk_granularity="block", pv_accum="fp16+fp32", smooth_k=smooth_k)
     for smooth_k in (True, False)
@@ -132,7 +133,7 @@ def sageattn(
             raise ValueError(f"scale and sm_scale are one factor: at most one may be given, got {scale} and {sm_scale}")
         sm_scale = scale
     check_type("q", q, Tensor)
-    recipe = _auto(q.device.type, smooth_k)
+    recipe = _auto(q.device.type, q.device.index, smooth_k)
     return _attend(recipe, q, k, v, tensor_layout, is_causal, sm_scale, return_lse, attn_mask)
 
 
@@ -156,7 +157,7 @@ def sageattn_varlen(
     check_type("q", q, Tensor)
     check_type("is_causal", is_causal, bool)
     check_type("sm_scale", sm_scale, float, int, type(None))
-    recipe = _auto(q.device.type, smooth_k)
+    recipe = _auto(q.device.type, q.device.index, smooth_k)
     seqused_k = _keys_from_top_left(cu_seqlens_q, cu_seqlens_k) if is_causal else None
     return attention_varlen(
         q,
@@ -331,10 +332,10 @@ def _keys_from_top_left(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor) -> Tensor | 
     return lengths_q
 
 
-def _auto(device_type: str, smooth_k: bool) -> str:
-    """What "auto" means for tensors on such a device, with or without the smoothing of K."""
+def _auto(device_type: str, device_index: int | None, smooth_k: bool) -> str:
+    """What "auto" means for tensors on this device, with or without the smoothing of K."""
     check_type("smooth_k", smooth_k, bool)
-    return "auto" if smooth_k else _without_smoothing(choose(device_type, "auto", "auto")[1])
+    return "auto" if smooth_k else _without_smoothing(choose(device_type, "auto", "auto", device_index)[1])
 
 
 _auto._dynamo_marked_constant = True  # as `choose`: torch.compile does not trace it

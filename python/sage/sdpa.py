@@ -159,7 +159,7 @@ def _serve(
     for name, tensor in named:
         if tensor.dim() < 2:
             raise ValueError(f"{name} must have at least 2 dimensions, got shape {tuple(tensor.shape)}")
-    _, resolved = choose(query.device.type, recipe, backend)
+    _, resolved = choose(query.device.type, recipe, backend, query.device.index)
     _check_served(query, key, value, dropout_p, resolved)
 
     if torch.is_autocast_enabled(query.device.type):

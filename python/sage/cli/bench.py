@@ -54,8 +54,11 @@ CUDA_RECIPES = {
     "sage1(pv_accum=fp16+fp32)": "fp16 accumulators, folded into fp32",
     "sage1(pv_accum=fp16)": "fp16 accumulators",
     "sage1_int8": "integers only",
+    "sage2": "FP8 with fp32 accumulators",
+    "sage2pp": "FP8 with fp16 accumulators",
+    "sage2_int4": "INT4 and FP8",
 }
-"""Likewise of the CUDA kernels."""
+"""Likewise of the CUDA kernels: by default those that this GPU has."""
 
 GPU_BACKENDS = ("cuda", "emulator")
 """Whose kernels are those of GPUs. The emulator is no choice of the command: it is how the tests measure with these."""
@@ -147,7 +150,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise Refused(
             f"--causal needs equal lengths, got {unequal}: SDPA aligns its causal mask top-left, sage bottom-right", 2
         )
-    recipes = tuple(dict.fromkeys(arguments.recipe or (CUDA_RECIPES if on_cuda else RECIPES)))
+    recipes = tuple(dict.fromkeys(arguments.recipe or (_served_by_the_gpu() if on_cuda else RECIPES)))
 
     def keep(report: dict) -> None:
         if arguments.json:
@@ -162,6 +165,18 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         plot.save(report, arguments.plot)
         print(f"\nwrote {arguments.plot}")
+
+
+def _served_by_the_gpu() -> list[str]:
+    """Those of CUDA_RECIPES that have a kernel here; if none has, the first, which says why."""
+
+    def is_served(recipe: str) -> bool:
+        try:
+            return bool(machine.kernel_name(recipe, "cuda"))
+        except NotImplementedError:
+            return False
+
+    return [recipe for recipe in CUDA_RECIPES if is_served(recipe)] or [next(iter(CUDA_RECIPES))]
 
 
 def kernel_names(

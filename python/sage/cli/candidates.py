@@ -107,7 +107,7 @@ def quantized(case: Case, qkv: Qkv, dtype: str, recipe: str, backend: str, kerne
 def kernel_only(case: Case, qkv: Qkv, dtype: str, recipe: str, backend: str, kernel: str) -> Candidate:
     """The attention kernel of `quantized`, on operands that are quantized here. Every call returns the same tensor."""
     q, k, v = qkv
-    backend, text = _select.choose(q.device.type, recipe, backend)
+    backend, text = _select.choose(q.device.type, recipe, backend, q.device.index)
     plan = machine.plan(text, backend, dtype=dtype, **dataclasses.asdict(case))
     stream = torch.cuda.current_stream().cuda_stream if q.is_cuda else 0
     kv_bytes, q_bytes = (

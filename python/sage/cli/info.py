@@ -39,13 +39,15 @@ def gather() -> dict:
 
 
 def _gpus() -> dict:
-    """The devices, each with what runs its default recipe; or why there are none."""
+    """The devices, each with its default recipe, why that, and what runs it; or why there are none."""
     try:
         devices = _C.cuda_devices()
     except RuntimeError as error:
         return {"devices": [], "reason": str(error)}
     for device in devices:
-        device["auto"] = _availability("auto", "cuda", device_index=device["index"])
+        recipe, why = _select.auto_recipe(device["architecture"])
+        served = _availability("auto", "cuda", device_index=device["index"])
+        device["auto"] = {"recipe": recipe, "why": why, **served}
     return {"devices": devices, "reason": ""}
 
 
@@ -77,8 +79,7 @@ def render(facts: dict) -> str:
             (
                 str(gpu["index"]),
                 f"{gpu['name']}, compute capability {gpu['compute_capability']}, "
-                f"{gpu['sm_count']} SMs, {gpu['memory_bytes'] / 2**30:.0f} GiB; "
-                + (gpu["auto"]["kernel"] or f"not served: {gpu['auto']['reason']}"),
+                f"{gpu['sm_count']} SMs, {gpu['memory_bytes'] / 2**30:.0f} GiB; " + _render_auto(**gpu["auto"]),
             )
             for gpu in gpus["devices"]
         ]
@@ -89,6 +90,10 @@ def render(facts: dict) -> str:
     }
     blocks = [f"{title}\n{table(rows, align='<<')}" for title, rows in sections.items()]
     return "\n\n".join([*blocks, _render_recipes(facts["recipes"])])
+
+
+def _render_auto(recipe: str, why: str, kernel: str, reason: str) -> str:
+    return f"auto is {recipe} ({kernel}): {why}" if kernel else f"not served: {reason}"
 
 
 def _render_recipes(recipes: dict[str, dict[str, dict[str, str]]]) -> str:

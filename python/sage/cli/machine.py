@@ -106,7 +106,7 @@ def kernel_name(recipe: str, backend: str, **problem: Any) -> str:
     """The kernel that serves a problem (see `plan`). Where none does, raises with the reason: ValueError,
     NotImplementedError or, without a device, RuntimeError."""
     device = "cuda" if backend == "cuda" else "cpu"
-    chosen, text = _select.choose(device, recipe, backend)
+    chosen, text = _select.choose(device, recipe, backend, problem.get("device_index"))
     return "plain PyTorch" if chosen == "reference" else plan(text, chosen, **problem).kernel_name
 
 

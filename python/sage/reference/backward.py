@@ -50,6 +50,8 @@ def backward(
         raise NotImplementedError(
             f"a backward pass exists for recipes with qk 'int8' per 'block' and pv 'int8' (sagebwd), got {recipe}"
         )
+    if recipe.hadamard:
+        raise NotImplementedError(f"a backward pass needs recipe field hadamard False, got {recipe}")
     geometry = Geometry(q, k, causal=causal, window=window, attn_mask=attn_mask, seqused_k=seqused_k)
     dtypes = q.dtype, k.dtype, v.dtype
     q, k, v, dout, out, lse = (geometry.split_heads(x.float()) for x in (q, k, v, dout, out, lse))

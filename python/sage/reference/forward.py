@@ -9,18 +9,9 @@ import torch
 from torch import Tensor
 
 from ..recipe import Recipe
+from .accumulator import Accumulator, folds
 from .geometry import Geometry
-from .numerics import (
-    FP8_MMA_DEPTH,
-    FP16_MMA_DEPTH,
-    add_fp16,
-    add_fp22,
-    chained_mma,
-    integer_matmul,
-    round_e4m3,
-    round_fp16,
-    round_integer,
-)
+from .numerics import round_e4m3, round_integer
 from .quantize import fp16_operand_dtype, quantize_nvfp4, quantize_v
 from .scores import Scores
 
@@ -49,22 +40,29 @@ def forward(
         attn_mask: bool (True: seen) or floating (added, natural-log units; -inf hides a key, +inf counts as the
             largest finite value), broadcastable to (batch, num_heads_q, seqlen_q, seqlen_k).
         seqused_k: int32 (batch,), how many keys of each sequence exist; what lies past them is never read.
-        fp22: emulate the ~FP22 accumulator of FP8 tensor cores (numerics.add_fp22) instead of float32.
+        fp22: emulate the ~FP22 accumulator of FP8 tensor cores (numerics.add_fp22) where the recipe has float32 as the
+            inner one.
 
     Returns:
         out: dtype and shape of q; 0 in rows that see no key.
-        lse: float32 (batch, num_heads_q, seqlen_q), the natural logarithm of the sum of exp of the (rounded) scores,
-            taken from the unrounded probabilities; -inf in rows that see no key.
+        lse: float32 (batch, num_heads_q, seqlen_q), the natural logarithm of the sum of exp of the (rounded) scores;
+            -inf in rows that see no key. It is that of the unrounded probabilities, but for FP8 P V with float32
+            accumulators, where the row sum is all there is.
 
     The row sum that divides the output is that of the rounded P, so a common part of V comes back as good as V's own
-    rounding. Measured NRMSE, rounded against unrounded sum (1024 keys, head_dim 128): V + 8 N(0, 1) per channel
-    .0014 / .0020 for sage2 and .0389 / .0337 for sage3; V + 1 .0131 / .0206 for sage3; V of mean 0: no difference.
+    rounding; for FP8 P V with fp16 accumulators it is that of the unrounded P, which tensor cores do not have to add
+    up. Measured NRMSE, rounded against unrounded sum (1024 keys, head_dim 128): V + 8 N(0, 1) per channel .0014 / .0020
+    for sage2 and .0389 / .0337 for sage3; V + 1 .0131 / .0206 for sage3; V of mean 0: no difference.
     """
-    if fp22 and recipe.pv != "fp8_e4m3":
-        raise ValueError(f"fp22 must be False unless the recipe's pv is 'fp8_e4m3', got True with {recipe.pv!r}")
-    if recipe.v_granularity == "block" and not _folds(recipe):
+    if fp22 and (recipe.pv, recipe.pv_accum) != ("fp8_e4m3", "fp32+fp32"):
+        raise ValueError(
+            "fp22 must be False unless the recipe has pv 'fp8_e4m3' with pv_accum 'fp32+fp32', got True with "
+            f"{recipe.pv!r} and {recipe.pv_accum!r}"
+        )
+    if recipe.v_granularity == "block" and not (folds(recipe) and recipe.fold_every == 1):
         raise NotImplementedError(
-            f"v_granularity 'block' needs an accumulator that is folded every step, got pv_accum {recipe.pv_accum!r}"
+            f"v_granularity 'block' needs an accumulator that is folded every step, got pv_accum {recipe.pv_accum!r} "
+            f"and fold_every {recipe.fold_every}"
         )
     geometry = Geometry(q, k, causal=causal, window=window, attn_mask=attn_mask, seqused_k=seqused_k)
     out_dtype, v_dtype = q.dtype, v.dtype
@@ -79,11 +77,14 @@ def forward(
     v_values, v_scale = quantize_v(v, recipe, v_dtype)
     per_block = recipe.v_granularity == "block"
 
-    acc = torch.zeros_like(q)
+    if sum_is_a_channel := _sum_is_a_channel(recipe):
+        v_values = torch.cat([v_values, torch.ones_like(v_values[..., :1])], -1)
+    accumulator = Accumulator(recipe, q.new_zeros(*q.shape[:-1], v_values.shape[-1]), fp22)
     row_max = q.new_full((*q.shape[:-1], 1), -torch.inf)
-    row_sum = torch.zeros_like(row_max)  # of the rounded P, in the units of acc
+    row_sum = torch.zeros_like(row_max)  # of the rounded P, in the units of the accumulator
     exp_sum = torch.zeros_like(row_max)  # of the unrounded probabilities, relative to row_max
-    for first in range(0, geometry.seqlen_k, recipe.block_k):
+    steps = range(0, geometry.seqlen_k, recipe.block_k)
+    for first in steps if recipe.key_order == "forward" else reversed(steps):
         last = min(first + recipe.block_k, geometry.seqlen_k)
         s = scores.step(first, last)
         step_max = s.amax(-1, keepdim=True)
@@ -91,18 +92,40 @@ def forward(
         probabilities = _exp2_difference(s, new_max)
         decay = _exp2_difference(row_max, new_max)
         p = _round_p(s, probabilities, step_max, new_max, recipe, v_dtype)
-        fold = p.scale * v_scale[..., first : first + 1, :] if per_block else p.scale
-        acc = _accumulate(acc * decay, p.values, v_values[..., first:last, :], fold, recipe, fp22)
+        fold = p.scale
+        if per_block:
+            fold = fold * _step_scales(v_scale[..., first : first + 1, :], v_values.shape[-1], sum_is_a_channel)
+        accumulator.step(decay, p.values, v_values[..., first:last, :], fold)
         row_sum = row_sum * decay + p.values.sum(-1, keepdim=True) * p.scale
         exp_sum = exp_sum * decay + probabilities.sum(-1, keepdim=True)
         row_max = new_max
 
-    out = (acc if per_block else acc * v_scale) / row_sum
+    out = accumulator.total()
+    if sum_is_a_channel:
+        out, row_sum = out[..., :-1], out[..., -1:]
+        exp_sum = row_sum / recipe.p_max
+    elif recipe.pv == "fp8_e4m3":
+        row_sum = exp_sum * recipe.p_max
+    out = (out if per_block else out * v_scale) / row_sum
     if v_mean is not None:
         out = out + v_mean
     out = torch.where(row_sum == 0, 0.0, out)
     lse = ((row_max + exp_sum.log2()) * math.log(2)).squeeze(-1) + scores.lse_shift
     return out.to(out_dtype).flatten(1, 2), lse.flatten(1, 2)
+
+
+def _sum_is_a_channel(recipe: Recipe) -> bool:
+    """Whether the row sum is that of P times a channel of ones in V, so that what its accumulator cuts off is cut off
+    of both sides of the division."""
+    return recipe.pv == "fp8_e4m3" and "fp16" not in recipe.pv_accum
+
+
+def _step_scales(v_scale: Tensor, channels: int, sum_is_a_channel: bool) -> Tensor:
+    """A block's scale of V for each channel of its accumulator; 1 for the row sum."""
+    scales = v_scale.expand(*v_scale.shape[:-1], channels).clone()
+    if sum_is_a_channel:
+        scales[..., -1] = 1.0
+    return scales
 
 
 class _RoundedP(NamedTuple):
@@ -123,26 +146,6 @@ def _round_p(
     if recipe.pv == "nvfp4":
         return _RoundedP(quantize_nvfp4(probabilities * recipe.p_max if recipe.p_two_level else probabilities), 1.0)
     return _RoundedP((probabilities * recipe.p_max).to(fp16_operand_dtype(recipe, v_dtype)).float(), 1.0)
-
-
-def _folds(recipe: Recipe) -> bool:
-    """Whether a step has an accumulator of its own, folded into a float32 one."""
-    return recipe.pv_accum == "int32" or "+" in recipe.pv_accum
-
-
-def _accumulate(acc: Tensor, p: Tensor, v: Tensor, fold: Tensor | float, recipe: Recipe, fp22: bool) -> Tensor:
-    """acc + fold * p @ v through the recipe's accumulators; fold is 1 where the accumulator is not folded."""
-    if recipe.pv_accum == "int32":
-        bound = recipe.p_max * recipe.v_max * p.shape[-1]
-        return acc + integer_matmul(p, v, bound) * fold
-    add = add_fp16 if recipe.pv_accum.startswith("fp16") else add_fp22 if fp22 else None
-    if add is None:
-        return acc + (p @ v) * fold
-    depth = FP16_MMA_DEPTH if recipe.pv == "fp16" else FP8_MMA_DEPTH
-    if _folds(recipe):
-        return acc + chained_mma(torch.zeros_like(acc), p, v, depth, add) * fold
-    # The rescaled accumulator goes back to its register.
-    return chained_mma(round_fp16(acc) if add is add_fp16 else acc, p, v, depth, add)
 
 
 def _exp2_difference(x: Tensor, maximum: Tensor) -> Tensor:

@@ -20,6 +20,22 @@ AMAX_FLOOR = 1e-34
 # Largest magnitudes of the rounded Q and K. For int16, 4095 * 2047 * head_dim < 2^31 up to head_dim 256.
 QK_LIMITS = {"int8": (127, 127), "int4": (7, 7), "int16": (4095, 2047)}
 
+# The mean of a tile of Q is one integer per channel: 7777 in hexadecimal digits (csrc/kernels/common/quant_format.h).
+Q_MEAN_LIMIT = 0x7777
+
+# Signs of the channels, 32 a word from its lowest bit (csrc/kernels/common/quant_format.h): bits of pi.
+_HADAMARD_SIGNS = (
+    0x243F6A88,
+    0x85A308D3,
+    0x13198A2E,
+    0x03707344,
+    0xA4093822,
+    0x299F31D0,
+    0x082EFA98,
+    0xEC4E6C89,
+)
+_PADDED_HEAD_DIMS = (64, 128, 256)
+
 WARP_ROWS = 32  # query rows of one warp (SageAttention2, section 3.2)
 NVFP4_BLOCK = 16  # elements that share one ue4m3 scale
 
@@ -55,6 +71,26 @@ def quantize_rows(x: Tensor, groups: Tensor, limit: int) -> Quantized:
     """Integers up to +-limit with one scale per group of rows; scale is (..., seqlen, 1)."""
     amax = _shared_amax(x.abs().amax(-1), groups)[..., None]
     return Quantized(round_integer(x * (limit / amax), limit), amax / limit)
+
+
+def rest_of_int4(x: Tensor, q: Quantized) -> Tensor:
+    """What the codes `q` of x leave, in steps of a code: 4 further bits."""
+    return (16 * (x / q.scale - q.values)).round().clamp(-8, 7) / 16
+
+
+def rotate(x: Tensor) -> Tensor:
+    """x padded with zero channels to 64, 128 or 256, times random signs, times the orthogonal Hadamard matrix.
+
+    The matrix is its own transpose and inverse, so that q . k stays what it was.
+    """
+    size = next(size for size in _PADDED_HEAD_DIMS if size >= x.shape[-1])
+    channels = torch.arange(size, device=x.device)
+    bits = torch.tensor(_HADAMARD_SIGNS, device=x.device)[channels // 32] >> channels % 32 & 1
+    x = torch.nn.functional.pad(x, (0, size - x.shape[-1])) * (1 - 2 * bits)
+    for distance in (2**i for i in range(size.bit_length() - 1)):
+        low, high = x.unflatten(-1, (-1, 2, distance)).unbind(-2)
+        x = torch.stack([low + high, low - high], -2).flatten(-3)
+    return x * size**-0.5
 
 
 def quantize_nvfp4(x: Tensor) -> Tensor:
