@@ -272,9 +272,10 @@ def read_junit(report: Path) -> dict:
 def golden(check: Check) -> dict:
     """What the instructions of this GPU make of pseudo-random registers (tests/golden/README.md)."""
     architecture, program = check.facts["architecture"], check.build / "dump_atoms"
-    target = f"sm_{architecture}a" if architecture >= 90 else f"sm_{architecture}"
+    target = f"{architecture}a" if architecture >= 90 else f"{architecture}"
     includes = ["-I", REPOSITORY / "tests", "-I", find_cutlass()]
-    options = [f"-arch={target}", "-std=c++17", *includes, "-o", program]
+    code = f"arch=compute_{target},code=sm_{target}"  # -arch=sm_120a would make code of compute_120, too
+    options = ["-gencode", code, "-std=c++17", *includes, "-o", program]
     check.run("golden", find_nvcc(), *options, REPOSITORY / "tests" / "golden" / "dump_atoms.cu", seconds=120)
     file = check.out / "golden" / (re.sub(r"[^a-z0-9]+", "-", check.facts["gpu"].lower()).strip("-") + ".txt")
     file.parent.mkdir(exist_ok=True)

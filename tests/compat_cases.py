@@ -59,7 +59,9 @@ def on(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What "auto" means, too."""
     monkeypatch.setattr(compat, "attention", functools.partial(sage.attention, backend=backend))
     monkeypatch.setattr(compat, "attention_varlen", functools.partial(sage.attention_varlen, backend=backend))
-    monkeypatch.setattr(compat, "choose", lambda device_type, recipe, _: choose(device_type, recipe, backend))
+    monkeypatch.setattr(
+        compat, "choose", lambda device_type, recipe, _, index: choose(device_type, recipe, backend, index)
+    )
 
 
 def top_left(seqlen_q: int, seqlen_k: int) -> Tensor:

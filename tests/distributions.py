@@ -38,6 +38,12 @@ def _kbias(source: _Source) -> QKV:
     return q, k + 20 * source.randn(1), v
 
 
+def _qbias(source: _Source) -> QKV:
+    """Q with a constant per channel, which makes the scores large: what Q smoothing takes out of INT4's range."""
+    q, k, v = source.qkv()
+    return q + 20 * source.randn(1), k, v
+
+
 def _outlier(source: _Source) -> QKV:
     """head_dim / 32 channels (at least one) of Q and K are 8 times the others: no mean removes that."""
     q, k, v = source.qkv()
@@ -74,6 +80,7 @@ def _large(source: _Source) -> QKV:
 DISTRIBUTIONS: dict[str, Callable[[_Source], QKV]] = {
     "normal": _normal,
     "kbias": _kbias,
+    "qbias": _qbias,
     "outlier": _outlier,
     "sink": _sink,
     "vbias": _vbias,

@@ -45,7 +45,7 @@ def figures(function: Function, head_dim: int) -> dict[str, Any]:
     }
     if not any(x.pipe == "tensor" for x in instructions):
         return result
-    hot = Graph(instructions).hot_loop()
+    hot = Graph(instructions, function.jump_table).hot_loop()
     if hot is None:
         return result
     loop, path = hot
@@ -53,11 +53,18 @@ def figures(function: Function, head_dim: int) -> dict[str, Any]:
     result["loop"] = len(loop)
     result["tensor"] = dict(sorted(collections.Counter(x.opcode for x in path if x.pipe == "tensor").items()))
     result |= {pipe: pipes[pipe] for pipe in PIPES if pipe != "tensor"}
-    # 16x8 scores per instruction, 4 per lane, summed over head_dim in steps of 32.
-    scores = result["tensor"].get("IMMA.16832.S8.S8", 0) * 4 * 32 / head_dim
-    if scores:
-        result["slots_per_score"] = round((len(path) - pipes["tensor"]) / scores, 3)
+    result["slots_per_score"] = round((len(path) - pipes["tensor"]) / scores_of_lane(head_dim), 3)
     return result
+
+
+def rows_of_warp(head_dim: int) -> int:
+    """The queries that a warp of an attention kernel has: by the sizes at the top of mma_sync_fwd.cuh."""
+    return 16 if head_dim == 256 else 32
+
+
+def scores_of_lane(head_dim: int) -> int:
+    """Elements of Q K^T that a lane has of a tile of 64 keys."""
+    return rows_of_warp(head_dim) * 64 // 32
 
 
 class Unit(NamedTuple):
@@ -92,12 +99,12 @@ def objects(build_dir: Path) -> dict[tuple[str, str], Path]:
     """The objects of all instances, whether or not they are built, by family and name."""
     commands = build_dir / "compile_commands.json"
     outputs = [x["output"] for x in json.loads(commands.read_text())] if commands.exists() else []
-    found = (re.search(r"sage_cuda_(\w+)\.dir/instances/(\w+)\.cu\.o$", output) for output in outputs)
+    found = (re.search(r"sage_cuda_(sm\d+)_\w+\.dir/instances/(\w+)\.cu\.o$", output) for output in outputs)
     return {(x[1], x[2]): build_dir / x.string for x in sorted(filter(None, found), key=lambda x: x.string)}
 
 
 def disassemble(cuobjdump: str, path: Path) -> list[Function]:
-    done = subprocess.run([cuobjdump, "-sass", "-res-usage", path], capture_output=True, text=True, check=False)
+    done = subprocess.run([cuobjdump, "-elf", "-sass", "-res-usage", path], capture_output=True, text=True, check=False)
     if done.returncode != 0 or not path.exists():
         raise RuntimeError(f"{cuobjdump} -sass {path} ended with {done.returncode}: {done.stderr.strip()}")
     return parse(done.stdout)

@@ -13,16 +13,16 @@ from typing import NamedTuple
 PIPES = {
     "tensor": "BMMA DMMA HMMA IMMA QMMA",
     "xu": "BREV F2F F2I FLO FRND I2F MUFU POPC",
-    "alu": "BMSK CS2R F2FP FCHK FMNMX FSEL FSET FSETP HMNMX2 I2FP I2IP IABS IADD3 IMNMX ISETP LEA LOP3 MOV P2R PLOP3 "
-    "PRMT R2P SEL SGXT SHF VABSDIFF VABSDIFF4 VIADD VIMNMX",
+    "alu": "BMSK CS2R F2FP FCHK FMNMX FMNMX3 FSEL FSET FSETP HMNMX2 I2FP I2IP IABS IADD IADD3 IMNMX ISETP LEA LOP3 MOV P2R "
+    "PLOP3 PRMT R2P SEL SGXT SHF VABSDIFF VABSDIFF4 VIADD VIADDMNMX VIMNMX VIMNMX3",
     "fma": "FADD FFMA FMUL FSWZADD HADD2 HFMA2 HMUL2 HSET2 HSETP2 IDP IMAD IMUL",
     "memory": "ATOM ATOMG ATOMS LD LDC LDG LDGSTS LDL LDS LDSM RED SHFL ST STG STL STS",
-    "other": "BAR BRA BREAK BSSY BSYNC CALL CCTL DEPBAR ERRBAR EXIT LDGDEPBAR MEMBAR NANOSLEEP NOP R2UR RET S2R S2UR "
-    "UBMSK UFLO UIADD3 UIMAD UISETP ULDC ULEA ULOP3 UMOV UP2UR UPLOP3 UPOPC UPRMT UR2UP USEL USGXT USHF VOTE VOTEU "
+    "other": "BAR BRA BREAK BRX BSSY BSYNC CALL CCTL CGAERRBAR DEPBAR ENDCOLLECTIVE ERRBAR EXIT LDCU LDGDEPBAR MEMBAR NANOSLEEP NOP "
+    "R2UR RET S2R S2UR UBMSK UFFMA UFLO UFSEL UI2F UIADD3 UIMAD UIMNMX UISETP ULDC ULEA ULOP3 UMOV UP2UR UPLOP3 UPOPC UPRMT UR2UP USEL USGXT USHF VOTE VOTEU "
     "WARPSYNC YIELD",
 }
 PIPE_OF = {opcode: pipe for pipe, opcodes in PIPES.items() for opcode in opcodes.split()}
-INDIRECT_JUMPS = {"BRX", "BRXU", "JMP", "JMX", "JMXU"}
+INDIRECT_JUMPS = {"BRXU", "JMP", "JMX", "JMXU"}
 
 
 class Instruction(NamedTuple):
@@ -49,7 +49,8 @@ class Instruction(NamedTuple):
 
     @property
     def target(self) -> int | None:
-        """Where it may jump to. A subroutine returns behind its CALL, but CALL is also used for plain jumps."""
+        """Where it may jump to. A subroutine returns behind its CALL, but CALL is also used for plain jumps. BRX has a
+        table."""
         if self.name in INDIRECT_JUMPS or self.opcode.startswith("CALL.ABS"):
             raise ValueError(f"no jump to a known address at 0x{self.address:x}: {self.text}")
         if self.name not in ("BRA", "CALL") and not self.opcode.startswith("WARPSYNC.COLLECTIVE"):
@@ -61,9 +62,9 @@ class Instruction(NamedTuple):
 
     @property
     def falls_through(self) -> bool:
-        if self.guarded or self.name not in ("BRA", "EXIT", "RET"):
+        if self.guarded or self.name not in ("BRA", "BRX", "EXIT", "RET"):
             return True
-        return self.name != "RET" and not re.fullmatch(r"EXIT|BRA(\.\w+)* 0x[0-9a-f]+", self.text)
+        return self.name not in ("BRX", "RET") and not re.fullmatch(r"EXIT|BRA(\.\w+)* 0x[0-9a-f]+", self.text)
 
 
 class Function(NamedTuple):
@@ -71,10 +72,11 @@ class Function(NamedTuple):
     name: str
     resources: dict[str, int]  # as cuobjdump names them: REG, STACK, SHARED, LOCAL, CONSTANT[0], ...
     instructions: list[Instruction]
+    jump_table: tuple[int, ...] = ()  # of all its BRX, in constant bank 2
 
 
 def parse(listing: str) -> list[Function]:
-    """The functions in what cuobjdump -sass -res-usage prints. A line that is not understood is an error."""
+    """The functions in what cuobjdump -elf -sass -res-usage prints. A line that is not understood is an error."""
     functions = []
     for section in re.split(r"^Fatbin elf code:$", listing, flags=re.MULTILINE)[1:]:
         architecture = re.search(r"^arch = (\w+)$", section, re.MULTILINE)[1]
@@ -83,7 +85,9 @@ def parse(listing: str) -> list[Function]:
             resources[name] = {key: int(value) for key, value in re.findall(r"(\S+):(\d+)", facts)}
         for code in re.split(r"^\t*Function : ", section, flags=re.MULTILINE)[1:]:
             name, _, lines = code.partition("\n")
-            functions.append(Function(architecture, name, resources[name], list(_instructions(lines))))
+            table = re.search(rf"^\.nv\.constant2\.{re.escape(name)}\n((?:0x[0-9a-f]{{8}}\s+)+)", section, re.MULTILINE)
+            addresses = tuple(int(word, 16) for word in (table[1].split() if table else ()))
+            functions.append(Function(architecture, name, resources[name], list(_instructions(lines)), addresses))
     return functions
 
 
@@ -102,16 +106,34 @@ def _instructions(lines: str) -> Iterator[Instruction]:
             raise ValueError(f"not understood: {line}")
 
 
+def _indirect_jumps(instructions: list[Instruction], table: tuple[int, ...]) -> dict[int, list[int]]:
+    """Where each BRX may jump to, by its address: to what was loaded from its part of the table."""
+    first = {}
+    for i, x in enumerate(instructions):
+        if x.name == "BRX":
+            register, base = x.text.split()[1:]
+            load = rf"LDC {register}, c\[0x2\]\[R\d+(?:\+0x([0-9a-f]+))?\]"
+            loads = (found for y in reversed(instructions[:i]) if (found := re.fullmatch(load, y.text)))
+            found = next(loads, None)
+            if not table or found is None or base != f"-0x{x.address + 16:x}":
+                raise ValueError(f"no jump to a known address at 0x{x.address:x}: {x.text}")
+            first[x.address] = int(found[1] or "0", 16) // 4
+    ends = sorted({*first.values(), len(table)})
+    return {address: sorted(set(table[i : ends[ends.index(i) + 1]])) for address, i in first.items()}
+
+
 class Graph:
     """The basic blocks of a function that can be reached, as lists of instructions, and the jumps between them.
 
     Blocks are numbers in reverse postorder: but for loops, a jump goes to a higher number.
     """
 
-    def __init__(self, instructions: list[Instruction]):
+    def __init__(self, instructions: list[Instruction], jump_table: tuple[int, ...] = ()):
+        indirect = _indirect_jumps(instructions, jump_table)
         joins = {(x.text.split()[1], int(x.text.split()[-1], 16)) for x in instructions if x.name == "BSSY"}
         starts = {0} | {x.target for x in instructions if x.target is not None}
         starts |= {x.address + 16 for x in instructions if x.target is not None or not x.falls_through}
+        starts |= set(itertools.chain(*indirect.values()))
         blocks: dict[int, list[Instruction]] = {}
         for x in instructions:
             if x.name == "BSYNC" and (x.text.split()[1] + ",", x.address + 16) not in joins:
@@ -122,7 +144,7 @@ class Graph:
         following = {}
         for start, block in blocks.items():
             last = block[-1]
-            targets = [] if last.target is None else [last.target]
+            targets = indirect.get(last.address, [] if last.target is None else [last.target])
             following[start] = targets + [last.address + 16] * last.falls_through
         order = _postorder(following)[::-1]
         number = {start: i for i, start in enumerate(order)}

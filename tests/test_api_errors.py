@@ -230,6 +230,10 @@ class NoDevice:
     def cuda_devices() -> list:
         raise RuntimeError("cudaGetDeviceCount: no CUDA-capable device is detected")
 
+    @staticmethod
+    def cuda_architecture(index: int) -> int:
+        raise RuntimeError("cudaDeviceGetAttribute: no CUDA-capable device is detected")
+
 
 def test_cuda_build_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_select, "_C", NoDevice)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -10,10 +11,10 @@ import torch
 from torch import Tensor
 
 import sage
-from bounds import BOUNDS, DTYPE_EPS, RECIPES
+from bounds import BOUNDS, CPU_RECIPES, DTYPE_EPS
 from compare import compare
 from distributions import nrmse
-from sage._select import extension
+from sage._select import choose, extension
 from sage.recipe import PRESETS, Recipe
 from sage.reference import exact
 
@@ -102,6 +103,7 @@ def test_head_dims(backend: str, recipe: str, head_dim: int, dtype: torch.dtype)
     check(backend, recipe, *inputs, is_causal=True, error=2.0 if head_dim < 32 else 1.0)
 
 
+@pytest.mark.central
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_dtypes(backend: str, recipe: str, dtype: torch.dtype) -> None:
     q, k, v = make(dtype, 70, 140, batch=2)
@@ -112,13 +114,16 @@ def test_dtypes(backend: str, recipe: str, dtype: torch.dtype) -> None:
         check(backend, recipe, q, k, v)
 
 
+@pytest.mark.central
 @pytest.mark.parametrize("num_heads", [(8, 2), (6, 1), (3, 3)], ids=["gqa", "mqa", "mha"])
 def test_heads(backend: str, recipe: str, num_heads: tuple[int, int], dtype: torch.dtype) -> None:
     q, k, v = make(dtype, 65, 70, batch=2, num_heads_q=num_heads[0], num_heads_kv=num_heads[1])
     out, lse = check(backend, recipe, q, k, v)
     repeated = [t.repeat_interleave(num_heads[0] // num_heads[1], 1) for t in (k, v)]
     out_repeated, lse_repeated = check(backend, recipe, q, *repeated)
-    assert torch.equal(out, out_repeated) and torch.equal(lse, lse_repeated)
+    rounding = 1e-5 if backend == "reference" else 0.0  # whose sums follow the shapes
+    compare(out, out_repeated, atol=rounding, what="out")
+    compare(lse, lse_repeated, atol=rounding, what="lse")
 
 
 @pytest.mark.parametrize("scale", [0.3, 0.01, 0.0, -0.2])
@@ -171,6 +176,7 @@ def test_masks(backend: str, recipe: str, shape: tuple[int, ...], mask_dtype: to
     check(backend, recipe, *make(dtype, 70, 90, 32, batch=2, num_heads_q=4), attn_mask=mask)
 
 
+@pytest.mark.central
 def test_mask_with_other_rules(backend: str, recipe: str, dtype: torch.dtype) -> None:
     """A query sees a key that the mask, the causal rule, the window and the length all let it see."""
     mask = torch.rand(2, 1, 70, 90) < 0.7
@@ -194,6 +200,7 @@ def test_mask_strides(backend: str, recipe: str, dtype: torch.dtype) -> None:
     assert torch.equal(strided, contiguous)
 
 
+@pytest.mark.central
 def test_fully_masked_rows(backend: str, recipe: str, dtype: torch.dtype) -> None:
     q, k, v = make(dtype, 70, 200)
     mask = torch.ones(70, 200, dtype=torch.bool)
@@ -218,7 +225,8 @@ def test_finite_mask_values_hide_nothing(
     if (
         mask_dtype != torch.float16
     ):  # where scores of order 1 vanish beside the mask; beside float16's -65504 they do not
-        compare(out[:, :, 7], v.double().mean(2), atol=2e-3 * float(v.abs().max()), what="the mean of v")
+        rounding = 2e-3 + BOUNDS[recipe].value / 10  # of which 150 keys average out most
+        compare(out[:, :, 7], v.double().mean(2), atol=rounding * float(v.abs().max()), what="the mean of v")
 
 
 def test_infinite_mask_values(backend: str, recipe: str, dtype: torch.dtype) -> None:
@@ -228,12 +236,12 @@ def test_infinite_mask_values(backend: str, recipe: str, dtype: torch.dtype) -> 
     mask[:, 20] = mask[5, 140] = torch.inf
     mask[:, 60:] += torch.where(mask[:, 60:] == 0, -torch.inf, 0.0)
     out, lse = check(backend, recipe, q, k, v, attn_mask=mask)
-    compare(out[:, :, 0], v[:, :, 20], atol=0.006 * float(v.abs().max()), what="the only key with +inf")
-    compare(
-        out[:, :, 5], (v[:, :, 20] + v[:, :, 140]) / 2, atol=0.006 * float(v.abs().max()), what="two keys with +inf"
-    )
+    rounding = BOUNDS[recipe].value * float(v.abs().max())
+    compare(out[:, :, 0], v[:, :, 20], atol=rounding, what="the only key with +inf")
+    compare(out[:, :, 5], (v[:, :, 20] + v[:, :, 140]) / 2, atol=rounding, what="two keys with +inf")
 
 
+@pytest.mark.central
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 def test_seqused_k(backend: str, recipe: str, is_causal: bool, dtype: torch.dtype) -> None:
     """Keys past the length do not exist: whatever they hold, and for the diagonal too."""
@@ -309,19 +317,30 @@ def test_strides_and_layouts(backend: str, recipe: str, name: str, is_bfloat16: 
         assert torch.equal(out, contiguous) and torch.equal(lse, contiguous_lse)
 
 
-def test_offsets_beyond_32_bits(kernels: str) -> None:
-    """Batches 2^31 elements apart: a view whose pages in between are never touched."""
-    shape, apart = (2, 2, 40, 32), 2**31 + 64
-    size = shape[1] * shape[2] * shape[3]
-    clean = make(torch.bfloat16, 40, 40, 32, batch=2)
-    memory = torch.UntypedStorage(2 * (apart + 3 * size), device=clean[0].device)
+@pytest.mark.parametrize(
+    "shape, strides",
+    [((2, 2, 40, 32), (2**31 + 64, 40 * 32, 32)), ((1, 1, 10, 32), (0, 0, 2**28 + 64))],
+    ids=["batches", "rows"],
+)
+def test_offsets_beyond_32_bits(
+    kernels: str, recipe: str, shape: tuple[int, int, int, int], strides: tuple[int, int, int]
+) -> None:
+    """Batches, or rows, whose last is 2^31 elements away from the first: views of memory that is never touched in
+    between."""
+    size = shape[1] * 40 * 32
+    clean = [torch.randn(shape, dtype=torch.bfloat16) for _ in range(3)]
+    last = sum((n - 1) * stride for n, stride in zip(shape, strides))
+    assert last > 2**31
+    memory = torch.UntypedStorage(2 * (last + 3 * size), device=clean[0].device)
     storage = torch.tensor([], dtype=torch.bfloat16).set_(memory)
-    views = [storage.as_strided(shape, (apart, 40 * 32, 32, 1), i * size) for i in range(3)]
+    views = [storage.as_strided(shape, (*strides, 1), i * size if shape[0] > 1 else i * 32) for i in range(3)]
     for view, tensor in zip(views, clean, strict=True):
         view.copy_(tensor)
-    assert torch.equal(sage.attention(*views, backend=kernels), sage.attention(*clean, backend=kernels))
+    run = functools.partial(sage.attention, recipe=recipe, backend=kernels)
+    assert torch.equal(run(*views), run(*clean))
 
 
+@pytest.mark.central
 def test_every_argument_matters(backend: str, recipe: str, dtype: torch.dtype) -> None:
     q, k, v = make(dtype, 40, 60, batch=2)
     base = {"recipe": recipe, "backend": backend}
@@ -332,7 +351,7 @@ def test_every_argument_matters(backend: str, recipe: str, dtype: torch.dtype) -
         "scale": 0.11,
         "window_size": (30, 30),
         "seqused_k": torch.tensor([59, 60], dtype=torch.int32),
-        "recipe": next(r for r in RECIPES[backend] if r != recipe),
+        "recipe": Recipe.parse(recipe).replace(smooth_k=False),
     }
     for name, value in changes.items():
         changed = sage.attention(q, k, v, **{**base, name: value})
@@ -349,6 +368,7 @@ def test_every_argument_matters(backend: str, recipe: str, dtype: torch.dtype) -
     assert isinstance(sage.attention(q, k, v, **base, return_lse=True), tuple)
 
 
+@pytest.mark.central
 def test_smooth_k(backend: str, recipe: str, dtype: torch.dtype) -> None:
     """K smoothing undoes a bias per channel that would drown K's codes, and the LSE still has it."""
     q, k, v = make(dtype, 65, 300)
@@ -356,7 +376,7 @@ def test_smooth_k(backend: str, recipe: str, dtype: torch.dtype) -> None:
     smooth, _ = check(backend, recipe, q, biased, v, error=2.0)
     expected, _ = exact(q, biased, v, scale=64**-0.5)
     rough = sage.attention(q, biased, v, recipe=Recipe.parse(recipe).replace(smooth_k=False), backend=backend)
-    assert nrmse(rough, expected) > 4 * nrmse(smooth, expected)
+    assert nrmse(rough, expected) > 3 * nrmse(smooth, expected)
 
 
 def test_lse_with_channel_bias(backend: str, recipe: str) -> None:
@@ -371,20 +391,25 @@ def test_lse_with_channel_bias(backend: str, recipe: str) -> None:
     _, lse = sage.attention(q, k, v, recipe=recipe, backend=backend, return_lse=True)
     _, expected = exact(q, k, v, scale=128**-0.5)
     assert expected.abs().max() > 100 * spread
-    compare(lse, expected, atol=1e-3, what="lse")
+    # FP8 P V with float32 accumulators sums the rounded P. INT4 rounds the scores.
+    fields = Recipe.parse(recipe)
+    atol = 0.06 if fields.qk == "int4" else 5e-3 if fields.pv_accum.startswith("fp32+") else 1e-3
+    compare(lse, expected, atol=atol, what="lse")
 
 
 def test_peaked_and_negative_scores(backend: str, recipe: str, dtype: torch.dtype) -> None:
     """One key takes all, or every score is far below 0 (a maximum that starts at 0 would lose the row)."""
     q, k, v = make(dtype, 64, 128)
     out, _ = check(backend, recipe, 8 * k[:, :, :64], 8 * k, v, error=64.0)  # so much larger are the scores
-    compare(out, v[:, :, :64], atol=0.01 * float(v.abs().max()), what="the matching key's v")
+    rounding = (0.003 + BOUNDS[recipe].value) * float(v.abs().max())
+    compare(out, v[:, :, :64], atol=rounding, what="the matching key's v")
     q = (torch.rand(1, 2, 64, 64) + 1).to(dtype)
     k = (-30 * torch.ones(1, 2, 128, 64) + 0.1 * torch.randn(1, 2, 128, 64)).to(dtype)
     _, lse = check(backend, recipe, q, k, v, error=2.0)
     assert lse.max() < -300
 
 
+@pytest.mark.central
 def test_constant_and_zero_inputs(backend: str, recipe: str, dtype: torch.dtype) -> None:
     q, k, v = make(dtype, 65, 200)
     zero_channels = torch.ones(64, dtype=dtype)
@@ -418,17 +443,22 @@ def test_large_scores(backend: str, recipe: str, scale: float, dtype: torch.dtyp
     nearest = torch.randperm(200)
     q = k[:, :, nearest] * (1 if scale > 0 else -1)
     out, lse = sage.attention(q, k, v, scale=scale, recipe=recipe, backend=backend, return_lse=True)
-    compare(out, v[:, :, nearest], atol=0.01 * float(v.abs().max()), what="the nearest key's v")
+    rounding = BOUNDS[recipe].value * float(v.abs().max())
+    compare(out, v[:, :, nearest], atol=rounding, what="the nearest key's v")
     compare(lse, torch.full_like(lse, 64 * abs(scale)), atol=0.0, rtol=0.03, what="lse")
 
 
+@pytest.mark.central
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
 def test_non_finite_inputs(backend: str, recipe: str, bad: float, dtype: torch.dtype) -> None:
-    """A value of q spoils the rows that share its scale, of v its channel, of k its head; nothing else, and nothing
-    silently. The rows of a GPU's warp choose together when to look for a maximum, which is rounding to the others."""
+    """A value of q spoils the rows that share its scale or its mean, of v its channel, of k its head; nothing else, and
+    nothing silently. The rows of a GPU's warp choose together when to look for a maximum, which is rounding to the
+    others."""
     clean = make(dtype, 70, 150, 32)
     row = torch.arange(70)
-    shares = (row % 8 == 1) & (row // 32 == 1) if Recipe.parse(recipe).qk_granularity == "thread" else row == 33
+    fields = Recipe.parse(recipe)
+    shares = (row % 8 == 1) & (row // 32 == 1) if fields.qk_granularity == "thread" else row == 33
+    shares |= fields.smooth_q  # the mean of all rows
     for index, name in enumerate("qkv"):
         inputs = [t.clone() for t in clean]
         inputs[index][0, 1, 33, 5] = bad
@@ -441,7 +471,7 @@ def test_non_finite_inputs(backend: str, recipe: str, bad: float, dtype: torch.d
         compare(out[~spoiled], expected[~spoiled], atol=rounding, what=f"{name}: out elsewhere")
 
 
-@pytest.mark.parametrize("recipe", RECIPES["cpu"])
+@pytest.mark.parametrize("recipe", CPU_RECIPES)
 def test_threads(recipe: str) -> None:
     q, k, v = make(torch.float32, 500, 700, batch=1, num_heads_q=4)
     before = torch.get_num_threads()
@@ -459,7 +489,7 @@ def test_threads(recipe: str) -> None:
 def test_default_recipe(backend: str, dtype: torch.dtype) -> None:
     """What "auto" means, and that a plain name means its twin to the CPU kernels and a Recipe object itself."""
     q, k, v = make(dtype, 40, 60)
-    means = "sage1@cpu" if backend == "cpu" else "sage1"
+    means = {"cpu": "sage1@cpu", "reference": "sage1"}.get(backend) or choose(q.device.type, "auto", backend)[1]
     assert torch.equal(
         sage.attention(q, k, v, backend=backend), sage.attention(q, k, v, backend=backend, recipe=PRESETS[means])
     )

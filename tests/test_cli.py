@@ -95,8 +95,11 @@ def test_info_follows_the_forced_instruction_set(monkeypatch):
 
 
 def test_info_says_what_runs_on_each_gpu(monkeypatch):
-    gpu = {"compute_capability": "8.0", "sm_count": 108, "memory_bytes": 80 * 2**30}
-    devices = [{"index": 0, "name": "GPU A", **gpu}, {"index": 1, "name": "GPU B", **gpu, "compute_capability": "9.0"}]
+    gpu = {"sm_count": 108, "memory_bytes": 80 * 2**30}
+    devices = [
+        {"index": 0, "name": "GPU A", "compute_capability": "8.0", "architecture": 80, **gpu},
+        {"index": 1, "name": "GPU B", "compute_capability": "9.0", "architecture": 90, **gpu},
+    ]
     fake = types.SimpleNamespace(cuda_devices=lambda: devices, build_info=_C.build_info)
     kernel_name = machine.kernel_name
 
@@ -109,7 +112,7 @@ def test_info_says_what_runs_on_each_gpu(monkeypatch):
     monkeypatch.setattr(machine, "kernel_name", on_two_gpus)
     lines = run("info")[1].splitlines()
     of_a, of_b = (next(line for line in lines if name in line) for name in ("GPU A", "GPU B"))
-    assert of_a.endswith("compute capability 8.0, 108 SMs, 80 GiB; sm80_fwd")
+    assert "compute capability 8.0, 108 SMs, 80 GiB; auto is sage1 (sm80_fwd): it has INT8" in of_a
     assert of_b.endswith("80 GiB; not served: no kernel of this build runs on sm_90")
 
 

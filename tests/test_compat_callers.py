@@ -73,7 +73,7 @@ def test_diffusers(switched: None, reference: None) -> None:
         out, lse, *_ = call(return_lse=True)
         assert out.shape == q.shape and lse.permute(0, 2, 1).shape == q.shape[:3]
         assert nrmse(out.transpose(1, 2), expected) < 0.04 and torch.equal(call(return_lse=False), out)
-        compare(lse, expected_lse, atol=0.02, what="lse")
+        compare(lse, expected_lse, atol=0.03, what="lse")
     lengths = torch.tensor([0, 40, 80], dtype=torch.int32)
     of = {"cu_seqlens_q": lengths, "cu_seqlens_k": lengths.clone(), "max_seqlen_q": 40, "max_seqlen_k": 40}
     rows = {n: t.flatten(0, 1) for n, t in zip(QKV, (q, k, v))}

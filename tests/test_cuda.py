@@ -7,6 +7,7 @@ runs where there is none.
 from __future__ import annotations
 
 import threading
+import types
 
 import pytest
 import torch
@@ -248,9 +249,37 @@ def test_fake_tensors_are_checked() -> None:
             sage.attention(q, torch.empty(1, 2, 24, 64, device="cuda:1", dtype=torch.float16), q)
 
 
+@pytest.mark.parametrize(
+    "architecture, recipe",
+    [(80, "sage1"), (86, "sage1"), (87, "sage1"), (89, "sage2pp"), (90, "sage1"), (120, "sage2"), (121, "sage2pp")],
+)
+def test_default_recipe_of_each_gpu(monkeypatch: pytest.MonkeyPatch, architecture: int, recipe: str) -> None:
+    """That of the tensors' own GPU, whichever is the first; with a reason for those that have a choice."""
+    gpus = {0: 75, 1: architecture}
+    planted = types.SimpleNamespace(build_info=lambda: {"cuda": "13.0"}, cuda_architecture=gpus.__getitem__)
+    monkeypatch.setattr(_select, "_C", planted)
+    assert _select.choose("cuda", "auto", "auto", 1) == ("cuda", recipe)
+    assert _select.choose("cuda", "auto", "reference", 1) == ("reference", "sage1")
+    assert _select.auto_recipe(architecture)[0] == recipe
+    gpus[1] = 0
+    assert _select.choose("cuda", "sage2pp", "cuda", 1) == ("cuda", "sage2pp")
+
+
 @needs_emulator
-@pytest.mark.parametrize("recipe, launches", [("sage1", 3), ("sage1(smooth_k=False)", 2), ("sage1_int8", 3)])
-def test_emulated_launches(recipe: str, launches: int) -> None:
+@pytest.mark.parametrize(
+    "recipe, launches",
+    [
+        ("sage1", 3),
+        ("sage1(smooth_k=False)", 2),
+        ("sage1_int8", 3),
+        ("sage2", 3),
+        ("sage2_int4(smooth_v=True, hadamard=True)", 3),
+        ("sage2_int4(smooth_k=False, smooth_v=False)", 3),
+    ],
+)
+def test_emulated_launches(monkeypatch: pytest.MonkeyPatch, recipe: str, launches: int) -> None:
+    """The statistics of K and V, where the recipe has any; the quantizer; attention. Smoothing and rotation add none."""
+    monkeypatch.setenv(_select.EMULATED_VARIABLE, "sm89")
     emulator = _select.extension("emulator")
     inputs = make(torch.device("cpu"), seqlen=70)
     emulator.reset_stats()

@@ -22,6 +22,7 @@ from building import REPOSITORY, TOOLS_PATH, configure, run
 from needs import needs_emulator
 
 import sage
+from sage import _select
 from sage.cli import bench, candidates, machine, main, measure, nvidia_smi, plot
 from sage.cli.measure import Case
 
@@ -199,7 +200,8 @@ def test_gpu_report_without_nvidia_smi(smi: Path, monkeypatch: pytest.MonkeyPatc
         (Case(1, 1, 65, 65, 16, causal=True), "bfloat16"),
     ],
 )
-def test_kernel_only_is_the_whole_call(case: Case, dtype: str, recipe: str) -> None:
+def test_kernel_only_is_the_whole_call(monkeypatch: pytest.MonkeyPatch, case: Case, dtype: str, recipe: str) -> None:
+    monkeypatch.setenv(_select.EMULATED_VARIABLE, "sm89")  # which has kernels for all of them
     qkv = tuple(x.to(candidates.DTYPES[dtype]) for x in case.inputs())
     call = candidates.kernel_only(case, qkv, dtype, recipe, "emulator", "").call
     expected = sage.attention(*qkv, is_causal=case.causal, recipe=recipe, backend="emulator")

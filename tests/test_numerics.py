@@ -16,6 +16,8 @@ from sage.reference.quantize import (
     quantize_rows,
     quantize_v,
     query_groups,
+    rest_of_int4,
+    rotate,
 )
 
 
@@ -194,6 +196,28 @@ def test_block_mean_counts_the_tail():
     assert block_mean(x, 4).flatten().tolist() == [1.5] * 4 + [5.5] * 4 + [8.5] * 2
 
 
+@pytest.mark.parametrize("head_dim, padded", [(1, 64), (64, 64), (65, 128), (128, 128), (200, 256)])
+def test_rotation_against_its_definition(head_dim, padded):
+    generator = torch.Generator().manual_seed(5)
+    q, k = (torch.randn(2, 30, head_dim, generator=generator, dtype=torch.float64) for _ in range(2))
+    parity = torch.tensor([[(i & j).bit_count() % 2 for j in range(padded)] for i in range(padded)])
+    pi = 0x243F6A8885A308D313198A2E03707344A4093822299F31D0082EFA98EC4E6C89  # the first 256 bits of its fraction
+    words = [pi >> 32 * (7 - word) & 0xFFFFFFFF for word in range(8)]
+    signs = torch.tensor([1.0 - 2 * (words[c // 32] >> c % 32 & 1) for c in range(padded)], dtype=torch.float64)
+    matrix = signs[:, None] * (1 - 2 * parity) / padded**0.5
+    assert torch.allclose(rotate(q), q @ matrix[:head_dim], atol=1e-12)
+    assert torch.allclose(rotate(q) @ rotate(k).mT, q @ k.mT, atol=1e-12)
+
+
+def test_int4_and_its_rest_are_8_bits():
+    x = torch.randn(100, 64, generator=torch.Generator().manual_seed(6))
+    q = quantize_rows(x, torch.arange(100) // 10, 7)
+    rest = rest_of_int4(x, q)
+    assert torch.equal(rest * 16, (rest * 16).round()) and rest.min() == -0.5 and rest.max() == 7 / 16
+    # The upper half of a step ends at 7 / 16: a 32nd of a step is rounding, the other 32nd is that.
+    assert (((q.values + rest) * q.scale - x).abs() <= 1.001 / 16 * q.scale).all()
+
+
 @pytest.mark.parametrize("name", ["sage1_int8", "sage2", "sage2pp", "int16", "sagebwd"])
 def test_quantize_v_reaches_v_max_per_scale_group(name):
     recipe = PRESETS[name]
@@ -206,7 +230,7 @@ def test_quantize_v_reaches_v_max_per_scale_group(name):
     largest = blocks.abs().amax(group_dims)
     zero = largest == 0
     assert int(zero.sum()) == (0 if recipe.v_granularity == "block" else 1)
-    # e4m3 rounds v_max itself: 2.25 and 448 are both representable.
+    # e4m3 rounds v_max itself: 9 and 448 are both representable.
     assert torch.allclose(largest[~zero], torch.tensor(recipe.v_max), rtol=1e-6, atol=0)
     assert torch.isfinite(values * scale).all()
 

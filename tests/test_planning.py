@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,12 +39,36 @@ each_module = pytest.mark.parametrize("module", modules())
 
 
 def plan(module: Any = _C, **fields: Any) -> Any:
+    """Of a recipe's text, or of any object with the fields of one, which Recipe may not allow."""
     fields = {"device": "cuda", "dtype": "float16", **PROBLEM, "recipe": "sage1", **fields}
-    return module.AttnPlan(**fields | {"recipe": Recipe.parse(fields["recipe"])})
+    recipe = fields["recipe"]
+    return module.AttnPlan(**fields | {"recipe": Recipe.parse(recipe) if isinstance(recipe, str) else recipe})
+
+
+def changed(recipe: str, **fields: Any) -> Any:
+    return SimpleNamespace(**dataclasses.asdict(Recipe.parse(recipe)) | fields)
 
 
 def compiled_for(module: Any) -> list[int]:
-    return COMPILED if module is _C else [80]
+    return COMPILED if module is _C else [80, 89, 120]
+
+
+# What the code of a family is for, of a build's architectures; "+int4" with INT4 tensor cores. 120a runs nowhere else.
+FAMILIES = {
+    "sm80": (80, 86, 87, 89, 120),
+    "sm80+int4": (80, 86, 87, 89),
+    "sm89": (89, 120),
+    "sm89+int4": (89,),
+    "sm120": (120,),
+}
+EXTRA_FROM = {"sm80": 80, "sm89": 89, "sm120": 120}  # what else a build may have kernels for: to test them there
+
+
+def family_runs_on(family: str, architecture: int, module: Any) -> bool:
+    listed = FAMILIES[family]
+    extra = [x for x in compiled_for(module) if x not in FAMILIES["sm80"] and x >= EXTRA_FROM[family.partition("+")[0]]]
+    code = [x for x in compiled_for(module) if x in listed] + extra
+    return architecture in code if family == "sm120" else runs_on(architecture, code)
 
 
 def runs_on(architecture: int, compiled: list[int]) -> bool:
@@ -81,6 +107,151 @@ def test_architectures(module: Any, architecture: int) -> None:
     )
 
 
+INT4_F16 = "sage1(qk=int4, smooth_q=True)"
+INT4_F16ACC = "sage2_int4(pv_accum=fp16+fp32, v_max=2.25, fold_every=64)"
+
+# By recipe: the kernels that serve it, the first that runs, and what they need of the machine.
+SERVED = {
+    "sage1": (["sm80_fwd_f16"], ""),
+    "sage1(pv_accum=fp16)": (["sm80_fwd_f16acc"], ""),
+    "sage1(pv_accum=fp16+fp32)": (["sm80_fwd_f16acc_f32"], ""),
+    "sage1_int8": (["sm80_fwd_int8"], ""),
+    INT4_F16: (["sm80_fwd_int4_f16"], "INT4 tensor cores (sm_80 to sm_89)"),
+    "sage2": (["sm120_fwd_mxfp8", "sm89_fwd_fp8"], "FP8 tensor cores (sm_89 and later)"),
+    "sage2(pv_accum=fp32, fold_every=1)": (["sm120_fwd_mxfp8"], "block-scaled FP8 tensor cores (sm_120)"),
+    "sage2pp": (["sm89_fwd_fp8_f16acc"], "FP8 tensor cores (sm_89 and later)"),
+    "sage2_int4": (["sm89_fwd_int4_fp8"], "INT4 and FP8 tensor cores (sm_89)"),
+    INT4_F16ACC: (["sm89_fwd_int4_fp8_f16acc"], "INT4 and FP8 tensor cores (sm_89)"),
+}
+
+
+def family(kernel: str) -> str:
+    return kernel.partition("_")[0] + "+int4" * ("int4" in kernel)
+
+
+def served_on(module: Any, recipe: str) -> list[int]:
+    """The architectures on which a build has a kernel for a recipe."""
+    kernels = SERVED[recipe][0]
+    return [known for known in KNOWN if any(family_runs_on(family(kernel), known, module) for kernel in kernels)]
+
+
+def an_architecture(module: Any, recipe: str) -> int:
+    """One that runs a recipe; the test is skipped where the build has none."""
+    if not (served := served_on(module, recipe)):
+        pytest.skip(f"this build, for {COMPILED}, has no kernel for {recipe}")
+    return served[0]
+
+
+@each_module
+@pytest.mark.parametrize("recipe", SERVED)
+@pytest.mark.parametrize("architecture", KNOWN)
+def test_kernels_of_an_architecture(module: Any, architecture: int, recipe: str) -> None:
+    """The first kernel whose code runs there; else the message says where one runs, and what it needs."""
+    kernels, needs = SERVED[recipe]
+    if not any(family_runs_on(name, architecture, module) for name in FAMILIES):
+        return  # test_architectures
+    if here := [kernel for kernel in kernels if family_runs_on(family(kernel), architecture, module)]:
+        assert plan(module, architecture=architecture, recipe=recipe).kernel_name == f"{here[0]}_d64"
+        return
+    with pytest.raises(NotImplementedError) as refusal:
+        plan(module, architecture=architecture, recipe=recipe)
+    r, served = Recipe.parse(recipe), served_on(module, recipe)
+    if not served:
+        assert re.match(
+            r"the CUDA kernels of this build \([\w, ]+\) .*serve recipe field \w+ .+ only", str(refusal.value)
+        )
+        return
+    if any(runs_on(architecture, FAMILIES[family(kernel)]) for kernel in kernels if "mxfp8" not in kernel):
+        needs = "code for it in the build"
+    assert str(refusal.value) == (
+        f"the CUDA kernels of this build for qk {r.qk}, pv {r.pv}, pv_accum {r.pv_accum} run on "
+        f"{enumeration([f'sm_{x}' for x in served])} only, got sm_{architecture}: they need {needs}"
+    )
+
+
+@each_module
+def test_bfloat16_has_a_kernel_of_its_own_for_16_bit_p_alone(module: Any) -> None:
+    for recipe, name in (
+        ("sage1", "bf16"),
+        ("sage1(pv_accum=fp16)", "f16acc"),
+        (INT4_F16, "int4_bf16"),
+        ("sage2pp", ""),
+    ):
+        architecture = an_architecture(module, recipe)
+        name = f"sm80_fwd_{name}_d64" if name else "sm89_fwd_fp8_f16acc_d64"
+        assert plan(module, architecture=architecture, recipe=recipe, dtype="bfloat16").kernel_name == name
+
+
+# Fields of a recipe that no kernel serves beside the others: what the message says.
+NOT_SERVED = [
+    ("sage1", {"pv": "nvfp4"}, "serve recipe field pv fp16, int8 or fp8_e4m3 only, got nvfp4"),
+    ("sage1", {"pv_accum": "int32"}, "for pv fp16 serve recipe field pv_accum fp32, fp16 or fp16+fp32 only, got int32"),
+    ("sage2", {"pv_accum": "fp16"}, "for pv fp8_e4m3 serve recipe field pv_accum fp32, fp16+fp32 or fp32+fp32 only, got fp16"),
+    ("sage1_int8", {"qk": "int4"}, "for pv int8 with pv_accum int32 serve recipe field qk int8 only, got int4"),
+    ("sage1", {"qk": "int16"}, "for pv fp16 with pv_accum fp32 serve recipe field qk int8 or int4 only, got int16"),
+    ("sage1(pv_accum=fp16)", {"qk": "int4"}, "with pv_accum fp16 serve recipe field qk int8 only, got int4"),
+    ("sage2", {"qk_granularity": "token"}, "qk_granularity thread, warp or block only, got token"),
+    ("sage2", {"block_q": 64}, "block_q 128 only, got 64"),
+    ("sage2", {"block_k": 128}, "block_k 64 only, got 128"),
+    ("sage2", {"v_granularity": "block"}, "v_granularity channel only, got block"),
+    ("sage2", {"p_two_level": True}, "p_two_level false only, got true"),
+    ("sage1", {"smooth_q": True}, "smooth Q for qk int4 only, got smooth_q with qk int8"),
+    ("sage1", {"smooth_v": True}, "smooth V for pv int8 and fp8_e4m3 only, got smooth_v with pv fp16"),
+    ("sage1", {"fold_every": 2}, "for pv fp16 with pv_accum fp32 serve recipe field fold_every 1 only, got 2"),
+    ("sage1(pv_accum=fp16+fp32)", {"fold_every": 2}, "with pv_accum fp16+fp32 serve recipe field fold_every 1 only, got 2"),
+    ("sage1", {"p_max": 448.0}, "for pv fp16 serve recipe fields p_max 1, v_max 0 only, got 448, 0"),
+    ("sage1_int8", {"v_max": 126.0}, "for pv int8 serve recipe fields p_max 255, v_max 127 only, got 255, 126"),
+    ("sage2", {"p_max": 0.99}, "p_max must be in [1, 448] for pv fp8_e4m3, got 0.99"),
+    ("sage2", {"p_max": 449.0}, "p_max must be in [1, 448] for pv fp8_e4m3, got 449"),
+    ("sage2", {"p_max": float("nan")}, "p_max must be in [1, 448] for pv fp8_e4m3, got nan"),
+    ("sage2", {"v_max": 0.99}, "v_max must be in [1, 448] for pv fp8_e4m3, got 0.99"),
+    ("sage2", {"v_max": 450.0}, "v_max must be in [1, 448] for pv fp8_e4m3, got 450"),
+    ("sage2pp", {"p_max": 448.0, "v_max": 2.5}, "64 * p_max * v_max, as e4m3 rounds them, must be at most 65504, got p_max 448, v_max 2.5"),
+    ("sage2pp", {"p_max": 448.0, "v_max": 2.25, "fold_every": 65},
+     "fold_every * p_max * v_max, as e4m3 rounds them, must be at most 65504, got fold_every 65, p_max 448, v_max 2.25"),
+    ("sage2pp", {"p_max": 101.0, "v_max": 9.0, "fold_every": 70},  # 104: 101 is none of e4m3's numbers
+     "must be at most 65504, got fold_every 70, p_max 101, v_max 9"),
+    ("sage2pp", {"p_max": 99.9, "v_max": 10.2},  # the kernel's P may be 2^.016 larger, which is 104 in e4m3
+     "64 * p_max * v_max, as e4m3 rounds them, must be at most 65504, got p_max 99.9, v_max 10.2"),
+    ("sage2pp", {"p_max": 10.0, "v_max": 101.0, "fold_every": 1},
+     "must be at most 65504, got p_max 10, v_max 101"),
+    ("sage2(pv_accum=fp32, fold_every=1)", {"fold_every": 2}, "fold_every 1 only, got 2"),
+]  # fmt: skip
+
+
+@each_module
+@pytest.mark.parametrize("recipe, fields, message", NOT_SERVED)
+def test_fields_that_are_not_served(module: Any, recipe: str, fields: dict[str, Any], message: str) -> None:
+    architecture = an_architecture(module, recipe)
+    assert plan(module, architecture=architecture, recipe=changed(recipe)).kernel_name
+    if "or fp8_e4m3" in message or "fp32+fp32" in message or "or int4" in message:
+        for needed in ("sage2(pv_accum=fp32, fold_every=1)", INT4_F16):
+            an_architecture(module, needed)
+    with pytest.raises(NotImplementedError) as refusal:
+        plan(module, architecture=architecture, recipe=changed(recipe, **fields))
+    assert str(refusal.value).endswith(message)
+
+
+@each_module
+def test_fields_that_are_served(module: Any) -> None:
+    for recipe, fields in (
+        ("sage1", {"hadamard": True, "key_order": "reverse"}),
+        ("sage1_int8", {"smooth_v": True}),
+        (INT4_F16, {"smooth_q": False, "hadamard": True}),
+        ("sage2", {"smooth_v": True, "p_max": 256.0, "v_max": 1.0, "fold_every": 10**6, "key_order": "forward"}),
+        ("sage2pp", {"p_max": 448.0, "v_max": 2.25, "fold_every": 64}),
+        ("sage2pp", {"p_max": 101.0, "v_max": 9.0, "fold_every": 69}),
+        ("sage2_int4", {"qk_granularity": "warp", "hadamard": True}),
+    ):
+        assert plan(module, architecture=an_architecture(module, recipe), recipe=changed(recipe, **fields)).kernel_name
+
+
+@each_module
+def test_fold_every_must_be_positive(module: Any) -> None:
+    with pytest.raises(ValueError, match="recipe field fold_every must be >= 1, got 0"):
+        plan(module, architecture=an_architecture(module, "sage2"), recipe=changed("sage2", fold_every=0))
+
+
 @pytest.mark.parametrize("architecture", [70, 75, 81, 91, 1, -80])
 def test_unknown_architecture(architecture: int) -> None:
     known = ", ".join(map(str, KNOWN))
@@ -102,20 +273,33 @@ def test_build_without_cuda(architecture: int) -> None:
 
 
 @each_module
-@pytest.mark.parametrize("recipe, pv", [("sage1", "fp16"), ("sage1_int8", "int8")])
-@pytest.mark.parametrize("architecture, fits", [(80, True), (86, False), (89, False)])
-def test_shared_memory(module: Any, architecture: int, fits: bool, recipe: str, pv: str) -> None:
-    """head_dim 256 does not fit on every GPU that runs the code; 128 does."""
+@pytest.mark.parametrize("recipe", [recipe for recipe in SERVED if Recipe.parse(recipe).pv != "fp16"])
+def test_8_bit_v_fits_with_head_dim_256(module: Any, recipe: str) -> None:
+    """Into the shared memory of GeForce, too."""
+    architectures = [x for x in served_on(module, recipe) if x in (86, 89, 120, 121)]
+    for architecture in architectures:
+        assert plan(module, architecture=architecture, recipe=recipe, head_dim=256).kernel_name.endswith("_d256")
+    if not architectures:
+        pytest.skip(f"this build, for {COMPILED}, has no kernel for {recipe}")
+
+
+@each_module
+@pytest.mark.parametrize("architecture, fits", [(80, True), (86, False), (89, False), (120, False), (121, False)])
+def test_shared_memory(module: Any, architecture: int, fits: bool) -> None:
+    """head_dim 256 with 16-bit V does not fit on every GPU that runs the code; 128 does."""
     if not runs_on(architecture, compiled_for(module)):
         pytest.skip(f"this build has no code for sm_{architecture}")
-    assert plan(module, architecture=architecture, head_dim=128, recipe=recipe).kernel_name.endswith("_d128")
+    assert plan(module, architecture=architecture, head_dim=128).kernel_name.endswith("_d128")
     if fits:
-        assert plan(module, architecture=architecture, head_dim=256, recipe=recipe).kernel_name.endswith("_d256")
+        assert plan(module, architecture=architecture, head_dim=256).kernel_name.endswith("_d256")
         return
     with pytest.raises(NotImplementedError) as refusal:
-        plan(module, architecture=architecture, head_dim=256, recipe=recipe)
+        plan(module, architecture=architecture, head_dim=256)
+    if not any(x // 10 in (8, 9, 10, 11) for x in compiled_for(module)):  # no such kernel was compiled
+        assert f"for pv fp16 do not serve head_dim 256 on sm_{architecture}: it needs more" in str(refusal.value)
+        return
     found = re.fullmatch(
-        rf"head_dim 256 with pv {pv} needs (\d+) bytes of shared memory for a block; sm_(\d+) has (\d+)",
+        r"head_dim 256 with pv fp16 needs (\d+) bytes of shared memory for a block; sm_(\d+) has (\d+)",
         str(refusal.value),
     )
     assert found and int(found[2]) == architecture and int(found[1]) > int(found[3]) == 99 * 1024
@@ -127,6 +311,30 @@ def test_named_architecture_counts(module: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SAGE_EMULATOR_ARCH", "sm90")
     architecture = compiled_for(module)[0]
     assert plan(module, architecture=architecture, device_index=7).kernel_name == "sm80_fwd_f16_d64"
+
+
+@each_module
+def test_architecture_of_a_device(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a call that takes no time; the emulator's is what its variable says at that moment."""
+    if module is _C:
+        if has_driver():
+            assert [_C.cuda_architecture(x["index"]) for x in _C.cuda_devices()] == [
+                x["architecture"] for x in _C.cuda_devices()
+            ]
+        with pytest.raises(RuntimeError, match="^cudaDeviceGetAttribute: .+"):
+            _C.cuda_architecture(1000)
+        return
+    for name, architecture in (("sm80", 80), ("sm89", 89), ("sm120", 120)):
+        monkeypatch.setenv("SAGE_EMULATOR_ARCH", name)
+        assert module.cuda_architecture(0) == module.cuda_devices()[0]["architecture"] == architecture
+    with pytest.raises(ValueError, match="the emulator has CUDA device 0 only, got 1"):
+        module.cuda_architecture(1)
+
+
+@pytest.mark.skipif(INFO["cuda"] != "off", reason="this build has CUDA")
+def test_architecture_without_cuda() -> None:
+    with pytest.raises(NotImplementedError, match="this build has no CUDA"):
+        _C.cuda_architecture(0)
 
 
 @pytest.mark.parametrize("device", [CPU, {"architecture": 80}], ids=["cpu", "cuda"])
@@ -192,6 +400,69 @@ def test_memory(module: Any, name: str, accum: str, dtype: str, v_aligned: bool,
     assert made.quantized_q_bytes == q
     assert made.quantized_kv_bytes == kv
     assert made.workspace_bytes == q + kv
+
+
+@each_module
+@pytest.mark.parametrize("smooth_v", [False, True])
+@pytest.mark.parametrize("smooth_q", [False, True])
+def test_memory_of_int4_and_fp8(module: Any, smooth_q: bool, smooth_v: bool) -> None:
+    """Q takes half a byte, K a whole one for its finer digits; then the means of the tiles of Q and of V."""
+    recipe = f"sage2_int4(smooth_q={smooth_q}, smooth_v={smooth_v})"
+    made = plan(module, architecture=an_architecture(module, recipe.partition("(")[0]), recipe=recipe, head_dim=104)
+    q_tiles, k_tiles, heads_kv, channels = 2 * 4 * 1, 2 * 2 * 3, 2 * 2, 128
+    q = q_tiles * 128 * channels // 2 + q_tiles * 32 * 4 + aligned(2 * 4 * 70 * 4)
+    q += smooth_q * (q_tiles * 2 * channels + aligned(q_tiles * 4))
+    kv = k_tiles * 64 * channels * 2 + aligned(k_tiles * 4 * 4) + aligned(2 * 4)
+    kv += (3 + 3 * smooth_v) * heads_kv * channels * 4
+    assert (made.quantized_q_bytes, made.quantized_kv_bytes) == (q, kv)
+
+
+@each_module
+@pytest.mark.parametrize("recipe", ["sage2", "sage2pp"])
+def test_memory_of_folding(module: Any, recipe: str) -> None:
+    """A slot per block, 512 at most, where a row may see more than fold_every tiles of keys."""
+    architecture = 89 if 89 in served_on(module, recipe) else an_architecture(module, recipe)
+    if recipe == "sage2" and architecture == 120:
+        pytest.skip("sm_120 folds nothing for sage2")
+    fields = {"architecture": architecture, "head_dim": 128}
+    slot = (128 * (128 + 8) + 1) * 4
+    for seqlen_q, seqlen_k, heads, fold_every, slots in (
+        (129, 4 * 64, 4, 4, 0),
+        (129, 4 * 64 + 1, 4, 4, 2 * 4 * 2),
+        (129, 4 * 64, 4, 3, 2 * 4 * 2),
+        (1, 10**6, 4, 64, 2 * 4),
+        (128 * 63, 65, 4, 1, 2 * 4 * 63),
+        (128 * 65, 65, 4, 1, 512),
+        (0, 65, 4, 1, 0),
+    ):
+        sizes = {"seqlen_q": seqlen_q, "num_heads_q": heads}
+        with_fold = changed(recipe, fold_every=fold_every)
+        made = plan(module, **fields, **sizes, seqlen_k=seqlen_k, recipe=with_fold)
+        without = plan(module, **fields, **sizes, seqlen_k=1, recipe=with_fold)
+        extra = made.quantized_q_bytes - without.quantized_q_bytes
+        assert extra == aligned(slots * 4) + slots * (slot - 4), (seqlen_q, seqlen_k, fold_every)
+
+
+@each_module
+def test_float32_accumulators_fold_nothing(module: Any) -> None:
+    if not family_runs_on("sm120", 120, module):
+        pytest.skip("this build has no code for sm_120a")
+    made = [plan(module, architecture=120, recipe="sage2(fold_every=1)", seqlen_k=x) for x in (1, 1000)]
+    assert made[0].kernel_name == "sm120_fwd_mxfp8_d64"
+    assert made[0].quantized_q_bytes == made[1].quantized_q_bytes
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("hadamard", True, "hadamard false only, got true"),
+        ("fold_every", 2, "fold_every 1 only, got 2"),
+        ("key_order", "reverse", "key_order forward only, got reverse"),
+    ],
+)
+def test_fields_that_the_cpu_does_not_serve(field: str, value: Any, message: str) -> None:
+    with pytest.raises(NotImplementedError, match=f"the CPU kernels serve recipe field {message}$"):
+        plan(**CPU | {"recipe": changed(CPU["recipe"], **{field: value})}, dtype="float32")
 
 
 def test_cpu_plans_keep_nothing() -> None:

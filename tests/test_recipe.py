@@ -22,6 +22,12 @@ def test_preset_round_trip(name):
         ("sage1(pv_accum=fp16+fp32)", {"pv_accum": "fp16+fp32"}),
         ("sage1@cpu(smooth_k=False)", {"smooth_k": False}),
         ("sagebwd(dp=int8)", {"dp": "int8"}),
+        ("sage2(fold_every=4, key_order=forward)", {"fold_every": 4, "key_order": "forward"}),
+        ("sage2_int4(hadamard=True)", {"hadamard": True}),
+        (
+            "sage2_int4(pv_accum=fp16+fp32, p_max=112.0, v_max=9.0)",
+            {"pv_accum": "fp16+fp32", "p_max": 112.0, "v_max": 9.0},
+        ),
     ],
 )
 def test_changed_fields_round_trip(text, fields):
@@ -79,12 +85,35 @@ def test_bad_text_is_a_value_error_that_names_it(text, named):
         ({"v_max": "448"}, "v_max"),
         ({"smooth_k": 1}, "smooth_k"),
         ({"v_granularity": "row"}, "v_granularity"),
+        ({"key_order": "random"}, "key_order"),
+        ({"hadamard": 1}, "hadamard"),
+        ({"fold_every": 0}, "fold_every"),
+        ({"fold_every": 2.0}, "fold_every"),
+        ({"fold_every": True}, "fold_every"),
+        ({"pv_accum": "fp16+fp32", "fold_every": 2**31}, "fold_every must be an integer within"),
+        ({"fold_every": 2}, "fold_every"),  # sage1 has one accumulator
         ({"dp": "fp8"}, "dp"),
     ],
 )
 def test_bad_field_is_a_value_error_that_names_it(fields, named):
     with pytest.raises(ValueError, match=rf"recipe field {named}\b"):
         PRESETS["sage1"].replace(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"v_max": 9.25}, r"block_k \* p_max \* v_max, .* must be at most 65504, .* got 66304"),
+        ({"p_max": 109, "v_max": 9.3}, r"block_k \* p_max \* v_max, .* must be at most 65504, .* got 66662.4"),
+        ({"p_max": 102, "v_max": 9.9}, r"block_k \* p_max \* v_max, .* must be at most 65504, .* got 66560"),
+        ({"block_k": 128}, r"block_k \* p_max \* v_max, .* must be at most 65504, .* got 129024"),
+        ({"fold_every": 65}, r"fold_every must be at most 64 .* = 64512, got 65"),
+    ],
+)
+def test_fp16_accumulators_that_could_overflow_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        PRESETS["sage2pp"].replace(**fields)
+    assert PRESETS["sage2pp"].replace(p_max=448, v_max=2.25).v_max == 2.25
 
 
 def test_unknown_field_is_a_type_error():

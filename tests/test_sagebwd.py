@@ -147,7 +147,15 @@ def test_int8_dp_spoils_dq():
 
 
 @pytest.mark.parametrize(
-    "recipe", [PRESETS["sage1"], PRESETS["sage3"], PRESETS["int16"], SAGEBWD.replace(qk_granularity="thread")], ids=str
+    "recipe",
+    [
+        PRESETS["sage1"],
+        PRESETS["sage3"],
+        PRESETS["int16"],
+        SAGEBWD.replace(qk_granularity="thread"),
+        SAGEBWD.replace(hadamard=True),
+    ],
+    ids=str,
 )
 def test_other_recipes_have_no_backward(recipe):
     q, k, v, dout = inputs(1, 1, 1, 8, 8, 16)

@@ -18,35 +18,60 @@ from sass import Unit
 from sass_listing import PIPE_OF, PIPES, Graph, parse
 
 NVCC = _C.build_info()["cuda_compiler"]
-OTHER_ARCHITECTURES = ("sm_86", "sm_89", "sm_90")  # 87 has the shared memory and the instructions of 80 and 86
-BUILT_FOR_OTHERS = ["quantize_qkv_d128", "sm80_fwd_f16_d128", "sm80_fwd_int8_d128"]
+
+# Non-tensor issue slots per element of Q K^T, on the GPUs that the kernels were designed for.
+GOALS = {("sm89_fwd_fp8_d128", "sm_89"): 7.0, ("sm89_fwd_fp8_f16acc_d128", "sm_89"): 8.0}
+
+# P V: the instruction and its depth.
+PV = {
+    "f16": ("HMMA.16816.F32", 16),
+    "bf16": ("HMMA.16816.F32.BF16", 16),
+    "f16acc": ("HMMA.16816.F16", 16),
+    "f16acc_f32": ("HMMA.16816.F16", 16),
+    "int8": ("IMMA.16832.U8.S8", 32),
+    "fp8": ("QMMA.16832.F32.E4M3.E4M3", 32),
+    "fp8_f16acc": ("QMMA.16832.F16.E4M3.E4M3", 32),
+    "mxfp8": ("QMMA.SF.16832.F32.E4M3.E4M3.E8", 32),
+}
+ONES_COLUMN = {"fp8", "mxfp8"}  # eight channels more, for the sum of the rounded P
 
 
 def expected_tensor(name: str) -> dict[str, int]:
-    """The tensor instructions that a warp issues for a tile of keys, by the sizes at the top of sm80_fwd.cuh."""
-    found = re.fullmatch(r"sm80_fwd_(\w+)_d(\d+)", name)
+    """The tensor instructions that a warp issues for a tile of keys: by the sizes at the top of mma_sync_fwd.cuh."""
+    found = re.fullmatch(r"sm\d+_fwd_(int4_)?(\w+)_d(\d+)", name)
     if not found:
         return {}
-    mode, head_dim = found[1], int(found[2])
-    rows, keys = (16 if head_dim == 256 else 32), 64
-    kind, depth = {
-        "f16": ("HMMA.16816.F32", 16),
-        "bf16": ("HMMA.16816.F32.BF16", 16),
-        "f16acc": ("HMMA.16816.F16", 16),
-        "f16acc_f32": ("HMMA.16816.F16", 16),
-        "int8": ("IMMA.16832.U8.S8", 32),
-    }[mode]
-    return {
-        "IMMA.16832.S8.S8": (rows // 16) * (keys // 8) * (head_dim // 32),
-        kind: (rows // 16) * (head_dim // 8) * (keys // depth),
-    }
+    is_int4, mode, head_dim = bool(found[1]), found[2], int(found[3])
+    tiles, keys, warps = sass.rows_of_warp(head_dim) // 16, 64, 128 // sass.rows_of_warp(head_dim)
+    kind, depth = PV[mode]
+    result = {kind: tiles * (head_dim // 8 + (mode in ONES_COLUMN)) * (keys // depth)}
+    if is_int4:
+        # The product of the mean of Q: each warp has a part of the keys, and K is there twice, coarse and fine.
+        result["IMMA.16864.S4.S4"] = (tiles * (keys // 8) + 2 * (keys // 8 // warps)) * (head_dim // 64)
+    else:
+        result["IMMA.16832.S8.S8"] = tiles * (keys // 8) * (head_dim // 32)
+    return result
+
+
+# On sm_90 the assembler makes others of those for FP8.
+EMULATED = {"QMMA.16832.F32.E4M3.E4M3": "HMMA.16816.F32",
+            "QMMA.16832.F16.E4M3.E4M3": "HMMA.16816.F16"}  # fmt: skip
+
+
+def expected_on(unit: Unit) -> dict[str, int]:
+    expected = expected_tensor(unit.name)
+    if unit.architecture != "sm_90":
+        return expected
+    return {EMULATED.get(kind, kind): count * (1 + (kind in EMULATED)) for kind, count in expected.items()}
 
 
 def absolute_faults(measured: dict[Unit, dict[str, Any]]) -> list[str]:
-    """What no record can excuse."""
-    faults = [f"{unit}: local memory is used: {x}" for unit, x in measured.items() if sass.uses_local_memory(x)]
+    """What no record can excuse. What is emulated may spill."""
+    faults = []
     for unit, x in measured.items():
-        tensor, expected = x.get("tensor", {}), expected_tensor(unit.name)
+        if sass.uses_local_memory(x) and expected_on(unit) == expected_tensor(unit.name):
+            faults.append(f"{unit}: local memory is used: {x}")
+        tensor, expected = x.get("tensor", {}), expected_on(unit)
         if tensor != expected:
             faults.append(f"{unit}: the hot loop's tensor instructions are {tensor}, expected {expected}")
     return faults
@@ -73,6 +98,22 @@ def test_local_memory_and_tensor_instructions(measured: dict[Unit, dict[str, Any
     assert not faults, "\n".join(faults)
 
 
+def over_goal(measured: dict[Unit, dict[str, Any]]) -> list[str]:
+    slots = {unit: x.get("slots_per_score", float("inf")) for unit, x in measured.items() if unit[1:] in GOALS}
+    return [
+        f"{unit}: {x} slots per score, the goal is {GOALS[unit[1:]]}"
+        for unit, x in slots.items()
+        if x > GOALS[unit[1:]]
+    ]
+
+
+def test_goals(measured: dict[Unit, dict[str, Any]]) -> None:
+    if not any(unit[1:] in GOALS for unit in measured):
+        pytest.skip("this build has no code for sm_89")
+    faults = over_goal(measured)
+    assert not faults, "\n".join(faults)
+
+
 def test_instruction_mix(measured: dict[Unit, dict[str, Any]]) -> None:
     differences, unrecorded = sass.compare_with_records(measured, sass.nvcc_version(BUILD_DIR))
     worse = [str(x) for x in differences if x.verdict in ("worse", "missing")]
@@ -84,30 +125,44 @@ def test_instruction_mix(measured: dict[Unit, dict[str, Any]]) -> None:
         pytest.skip("; ".join(unrecorded))
 
 
-def check_other_architectures(build_dir: Path, names: list[str] | None) -> None:
+# Builds for architectures that the default build has no code of, one of them to be tested there; 87 has the shared memory
+# and the instructions of 80 and 86. And some of their kernels.
+OTHER_BUILDS = {
+    ("86", "90"): ["quantize_qkv_d128", "sm80_fwd_f16_d128", "sm89_fwd_fp8_d128"],
+    ("89", ""): ["sm80_fwd_int8_d128"],
+}
+
+
+def check_other_architectures(build_dir: Path, listed: str, extra: str, names: list[str] | None) -> None:
     options = ("SAGE_CUDA=ON", "SAGE_CPU=OFF", f"CMAKE_CUDA_COMPILER={NVCC}")
-    configure(build_dir, *options, "SAGE_CUDA_ARCHS=86;89", "SAGE_CUDA_EXTRA_ARCH=90")
+    configure(build_dir, *options, f"SAGE_CUDA_ARCHS={listed}", f"SAGE_CUDA_EXTRA_ARCH={extra}")
     kernels = {key: path for key, path in sass.objects(build_dir).items() if names is None or key[1] in names}
     assert len(kernels) == len(names or sass.objects(build_dir))
     run("ninja", "-C", build_dir, "-j1", *(path.relative_to(build_dir) for path in kernels.values()))
+    # INT4 is emulated in subroutines, which the analyser does not follow.
+    kernels = {key: path for key, path in kernels.items() if not (extra and "int4" in key[1])}
     measured = sass.measure(cuobjdump(build_dir), kernels)
-    assert set(measured) == {Unit(*key, architecture) for key in kernels for architecture in OTHER_ARCHITECTURES}
+    assert {unit.architecture for unit in measured} == {f"sm_{x}" for x in (listed, extra) if x}
     faults = absolute_faults(measured)
     assert not faults, "\n".join(faults)
 
 
 @pytest.mark.skipif(not NVCC, reason="this build has no CUDA, so there is no compiler")
-def test_other_architectures(tmp_path: Path) -> None:
-    """Those that the family also runs on, and one that it is built for to be tested there: no spills."""
-    check_other_architectures(tmp_path, BUILT_FOR_OTHERS)
+@pytest.mark.parametrize("listed, extra", OTHER_BUILDS)
+def test_other_architectures(listed: str, extra: str, tmp_path: Path) -> None:
+    """Those that the families also run on, and one that they are built for to be tested there: no spills."""
+    check_other_architectures(tmp_path, listed, extra, OTHER_BUILDS[listed, extra])
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not NVCC, reason="this build has no CUDA, so there is no compiler")
-def test_every_kernel_on_other_architectures(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+@pytest.mark.parametrize("listed, extra", OTHER_BUILDS)
+def test_every_kernel_on_other_architectures(
+    request: pytest.FixtureRequest, listed: str, extra: str, tmp_path: Path
+) -> None:
     if "long" not in request.config.getoption("-m"):
-        pytest.skip("takes five minutes: run with -m long")
-    check_other_architectures(tmp_path, None)
+        pytest.skip("takes ten minutes: run with -m long")
+    check_other_architectures(tmp_path, listed, extra, None)
 
 
 def test_unknown_extra_architecture(tmp_path: Path) -> None:
@@ -117,7 +172,7 @@ def test_unknown_extra_architecture(tmp_path: Path) -> None:
 
 # The analyser on hand-written listings.
 
-QK, PV = "IMMA.16832.S8.S8 R4, R8.ROW, R10.COL, R4", "HMMA.16816.F32 R4, R8, R10, R4"
+QK, HMMA = "IMMA.16832.S8.S8 R4, R8.ROW, R10.COL, R4", "HMMA.16816.F32 R4, R8, R10, R4"
 
 
 def listing(*texts: str, name: str = "kernel", architecture: str = "sm_80") -> str:
@@ -158,8 +213,8 @@ def hot(*texts: str) -> tuple[list[int], list[int]]:
 
 
 def test_straight_line_has_no_hot_loop() -> None:
-    assert Graph(parse(listing("MOV R1, R2", PV, "EXIT"))[0].instructions).hot_loop() is None
-    assert "loop" not in values("MOV R1, R2", PV, "EXIT", "BRA 0x30", "NOP")
+    assert Graph(parse(listing("MOV R1, R2", HMMA, "EXIT"))[0].instructions).hot_loop() is None
+    assert "loop" not in values("MOV R1, R2", HMMA, "EXIT", "BRA 0x30", "NOP")
     assert values("MOV R1, R2", "@P0 BRA 0x0", "EXIT")["instructions"] == 3
 
 
@@ -168,7 +223,7 @@ def test_loop_is_found() -> None:
 
 
 def test_rare_branch_is_in_the_loop_but_not_on_the_path() -> None:
-    loop, path = hot(QK, "@P1 BRA 0x40", "FADD R1, R2, R3", "FADD R1, R2, R3", PV, "@P0 BRA 0x0", "EXIT")
+    loop, path = hot(QK, "@P1 BRA 0x40", "FADD R1, R2, R3", "FADD R1, R2, R3", HMMA, "@P0 BRA 0x0", "EXIT")
     assert loop == [0, 1, 2, 3, 4, 5] and path == [0, 1, 4, 5]
 
 
@@ -186,7 +241,7 @@ def test_inner_loop_is_passed_once_and_outer_loop_is_not_hot() -> None:
         "NOP",
         QK,
         "@P1 BRA 0x20",
-        PV,
+        HMMA,
         "@!P0 CALL.REL.NOINC 0x80",
         "BRA 0x10",
         "NOP",
@@ -208,13 +263,35 @@ def test_conditional_jumps_that_carry_no_guard() -> None:
         ("no target", [QK, "@P0 BRA `(.L_x_1)", "EXIT"]),
         ("where no instruction is", [QK, "@P0 BRA 0x8", "EXIT"]),
         ("continues elsewhere", ["BSSY B0, 0x40", QK, "BSYNC B0", "@P0 BRA 0x0", "EXIT"]),
-        ("two entries", ["@P0 BRA 0x20", QK, PV, "@P0 BRA 0x10", "EXIT"]),
+        ("two entries", ["@P0 BRA 0x20", QK, HMMA, "@P0 BRA 0x10", "EXIT"]),
         ("calls a subroutine", [QK, "CALL.REL.NOINC 0x40", "@P0 BRA 0x0", "EXIT", "RET.REL.NODEC R20 0x0"]),
     ],
 )
 def test_what_is_not_understood_is_refused(complaint: str, texts: list[str]) -> None:
     with pytest.raises(ValueError, match=complaint):
         values(*texts)
+
+
+def with_table(text: str, *addresses: int) -> str:
+    words = " ".join(f"0x{x:08x}" for x in addresses)
+    return text.replace("\nResource usage:", f"\n.nv.constant2.kernel\n{words} \n\nResource usage:")
+
+
+def test_jumps_by_a_table() -> None:
+    """Each goes where its part of the table says; without a table, or by other means, nobody knows."""
+    texts = ["LDC R2, c[0x2][R1]", "BRX R2 -0x20", QK, "BRA 0x60", "LDC R4, c[0x2][R3+0x8]", "BRX R4 -0x60", HMMA]
+    texts += ["@P0 BRA 0x0", "EXIT"]
+    graph = Graph(*parse(with_table(listing(*texts), 0x20, 0x40, 0x60, 0x70))[0][3:])
+    targets = {block[-1].address // 16: next_ for block, next_ in zip(graph.blocks, graph.successors, strict=True)}
+    starts = [block[0].address // 16 for block in graph.blocks]
+    assert sorted(starts[i] for i in targets[1]) == [2, 4] and sorted(starts[i] for i in targets[5]) == [6, 7]
+    for faulty in (
+        listing(*texts),
+        with_table(listing("NOP", *texts[1:]), 0x20),
+        with_table(listing("BRX R2 -0x30"), 0),
+    ):
+        with pytest.raises(ValueError, match="no jump to a known address"):
+            Graph(*parse(faulty)[0][3:])
 
 
 def test_lines_are_not_dropped() -> None:
@@ -238,7 +315,16 @@ def test_no_opcode_is_in_two_pipes() -> None:
     assert len(PIPE_OF) == sum(len(opcodes.split()) for opcodes in PIPES.values())
 
 
-MIX = [QK, PV, "FFMA R1, R2, R3, R4", "MUFU.EX2 R1, R2", "LDS R1, [R2]", "FMNMX R1, R2, R3, !PT", "@P0 BRA 0x0", "EXIT"]
+MIX = [
+    QK,
+    HMMA,
+    "FFMA R1, R2, R3, R4",
+    "MUFU.EX2 R1, R2",
+    "LDS R1, [R2]",
+    "FMNMX R1, R2, R3, !PT",
+    "@P0 BRA 0x0",
+    "EXIT",
+]
 
 
 def test_figures() -> None:
@@ -257,9 +343,9 @@ def test_figures() -> None:
         "fma": 1,
         "memory": 1,
         "other": 1,
-        "slots_per_score": 1.25,
+        "slots_per_score": 0.078,
     }
-    assert values(*MIX, head_dim=64)["slots_per_score"] == 2.5
+    assert values(*MIX, head_dim=256)["slots_per_score"] == 0.156
 
 
 UNIT = Unit("sm80", "sm80_fwd_f16_d32", "sm_80")
@@ -301,11 +387,30 @@ def test_absolute_faults() -> None:
         texts = [*[QK] * 32, *[mma] * 64, *more, "@P0 BRA 0x0", "EXIT"]
         return {Unit("sm80", "sm80_fwd_f16_d64", "sm_80"): values(*texts, head_dim=64)}
 
-    assert absolute_faults(tile(PV)) == []
-    assert "expected" in absolute_faults(tile(PV, QK))[0]
-    assert "expected" in absolute_faults(tile(PV.replace("F32", "F16")))[0]
+    assert absolute_faults(tile(HMMA)) == []
+    assert "expected" in absolute_faults(tile(HMMA, QK))[0]
+    assert "expected" in absolute_faults(tile(HMMA.replace("F32", "F16")))[0]
     assert "expected" in absolute_faults({Unit("sm80", "sm80_fwd_f16_d64", "sm_80"): values("NOP", "EXIT")})[0]
-    assert "local memory is used" in absolute_faults(tile(PV, "STL [R1], R2"))[0]
+    assert "local memory is used" in absolute_faults(tile(HMMA, "STL [R1], R2"))[0]
+
+
+def test_expected_tensor_instructions() -> None:
+    assert expected_tensor("kv_stats_d64") == {}
+    assert expected_tensor("sm80_fwd_f16_d128") == {"IMMA.16832.S8.S8": 64, "HMMA.16816.F32": 128}
+    assert expected_tensor("sm89_fwd_fp8_d128") == {"IMMA.16832.S8.S8": 64, "QMMA.16832.F32.E4M3.E4M3": 68}
+    assert expected_tensor("sm89_fwd_int4_fp8_f16acc_d256") == {
+        "IMMA.16864.S4.S4": 32 + 8,
+        "QMMA.16832.F16.E4M3.E4M3": 64,
+    }
+    on_hopper = expected_on(Unit("sm89", "sm89_fwd_fp8_d128", "sm_90"))
+    assert on_hopper == {"IMMA.16832.S8.S8": 64, "HMMA.16816.F32": 136}
+
+
+def test_over_goal() -> None:
+    unit = Unit("sm89", "sm89_fwd_fp8_d128", "sm_89")
+    assert over_goal({unit: {"slots_per_score": 7.0}, UNIT: {"slots_per_score": 9.0}}) == []
+    assert over_goal({unit: {"slots_per_score": 7.1}}) == [f"{unit}: 7.1 slots per score, the goal is 7.0"]
+    assert over_goal({unit: {}})  # no hot loop
 
 
 @pytest.mark.skipif(not NVCC, reason="this build has no CUDA, so there is no compiler")
@@ -319,7 +424,7 @@ def test_local_memory_of_a_compiled_kernel(tmp_path: Path) -> None:
 
 def build(folder: Path, version: str = "13.0.88") -> Path:
     """A build folder as CMake leaves it, with one kernel; cuobjdump is a script that prints the file `listing`."""
-    output = folder / "csrc/CMakeFiles/sage_cuda_sm80.dir/instances/sm80_fwd_f16_d32.cu.o"
+    output = folder / "csrc/CMakeFiles/sage_cuda_sm80_80_120.dir/instances/sm80_fwd_f16_d32.cu.o"
     for path, text in {
         output: "",
         folder / "compile_commands.json": json.dumps(
@@ -355,12 +460,12 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert status == 0 and f"wrote {tmp_path}/sm80-sm_80-cuda13.0.json" in output
     assert command(texts=MIX)[0] == 0
     status, output = command(texts=more)
-    assert status == 1 and "worse: sm80_fwd_f16_d32 on sm_80: slots_per_score 1.25 -> 1.5" in output
+    assert status == 1 and "worse: sm80_fwd_f16_d32 on sm_80: slots_per_score 0.078 -> 0.094" in output
     status, _ = command("--update", texts=["STL [R1], R2", *MIX])
     assert status == "local memory is used by sm80_fwd_f16_d32 on sm_80"
     assert command("--update", texts=more)[0] == 0
     status, output = command(texts=MIX)
-    assert status == 0 and "better: sm80_fwd_f16_d32 on sm_80: slots_per_score 1.5 -> 1.25" in output
+    assert status == 0 and "better: sm80_fwd_f16_d32 on sm_80: slots_per_score 0.094 -> 0.078" in output
     output = command(texts=MIX, version="13.0.99")[1]  # another compiler's code is not compared
     assert "sm80-sm_80-cuda13.0.json is of 13.0.88, this build of 13.0.99" in output and "better" not in output
 

@@ -57,6 +57,7 @@ def alone(q: Tensor, k: Tensor, v: Tensor, **rules: Any) -> tuple[Tensor, Tensor
     return torch.cat(outs), torch.cat(lses, 1)
 
 
+@pytest.mark.central
 @pytest.mark.parametrize(
     "rules",
     [

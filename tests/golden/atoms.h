@@ -14,7 +14,7 @@ constexpr int kLanes = 32;
 constexpr int kSharedBytes = kLanes * 16;
 
 // What a 32-bit word of a register holds.
-enum class Content { kBits, kF16, kBF16, kE4M3, kF32 };
+enum class Content { kBits, kF16, kBF16, kE4M3, kF32, kUE8M0 };
 
 // How much of the recorded result an emulated one must reproduce. kF32: within 2^-20 of the largest magnitude among the
 // accumulators and results of the instruction, as the order and the alignment of the sum are the hardware's business;
@@ -63,10 +63,44 @@ struct MmaCase {
     memcpy(out, d, sizeof(d));
   }
 
- private:
   template <class T, size_t kCount>
   CUTE_DEVICE static auto tensor(T (&registers)[kCount]) {
     return cute::make_tensor(static_cast<T*>(registers), cute::Layout<cute::Int<kCount>>{});
+  }
+};
+
+// in: the words of A, B and C and the scales of A and B, each in the lowest byte of a word; out: those of D.
+template <class Op>
+struct ScaledMmaCase {
+  using Traits = cute::MMA_Traits<Op>;
+  static constexpr int kA = 4, kB = 2, kC = 4, kOperands = kA + kB + kC;
+  static constexpr int kIn = kOperands + 2, kOut = 4;
+  static constexpr Accuracy kAccuracy = Accuracy::kF32;
+  static_assert(sizeof(typename Op::ARegisters) == 4 * kA && sizeof(typename Op::SFARegisters) == 1);
+
+  static constexpr Content content(int word) {
+    return word < kA + kB ? Content::kE4M3 : word < kOperands ? Content::kF32 : Content::kUE8M0;
+  }
+
+  CUTE_DEVICE static void run(uint32_t const* in, uint32_t* out, char*) {
+    typename Op::ARegisters a;
+    typename Op::BRegisters b;
+    typename Op::CRegisters c;
+    typename Op::DRegisters d;
+    memcpy(a, in, sizeof(a));
+    memcpy(b, in + kA, sizeof(b));
+    memcpy(c, in + kA + kB, sizeof(c));
+    uint8_t scale_a = static_cast<uint8_t>(in[kOperands]), scale_b = static_cast<uint8_t>(in[kOperands + 1]);
+    auto registers_d = MmaCase<Op>::tensor(d);
+    mma_unpack(Traits{}, registers_d, cute::make_zip_tensor(MmaCase<Op>::tensor(a), scales(&scale_a)),
+               cute::make_zip_tensor(MmaCase<Op>::tensor(b), scales(&scale_b)), MmaCase<Op>::tensor(c));
+    memcpy(out, d, sizeof(d));
+  }
+
+ private:
+  CUTE_DEVICE static auto scales(uint8_t* scale) {  // the same for all 32 elements along K
+    return cute::make_tensor(cute::recast_ptr<typename Traits::ValTypeSF>(scale),
+                             cute::Layout<cute::Shape<cute::_32>, cute::Stride<cute::_0>>{});
   }
 };
 
@@ -148,6 +182,9 @@ void visit_cases(Visitor& visitor) {
   SAGE_GOLDEN_CASE(CpAsyncCase, SM80_CP_ASYNC_CACHEALWAYS_ZFILL<cute::uint128_t>);
   SAGE_GOLDEN_CASE(CpAsyncCase, SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>);
 #undef SAGE_GOLDEN_CASE
+  using Mxfp8 = cute::SM120::BLOCKSCALED::SM120_16x8x32_TN_VS<cute::float_e4m3_t, cute::float_e4m3_t, float,
+                                                              cute::float_ue8m0_t, 32>;
+  visitor.template visit<ScaledMmaCase<Mxfp8>>("SM120_16x8x32_F32E4M3E4M3F32_TN_VS32_UE8M0");
 }
 
 }  // namespace golden

@@ -1,6 +1,6 @@
 // Runs every atom of atoms.h with pseudo-random registers on the GPU and writes golden vectors to standard output:
-//   nvcc -arch=sm_90a -std=c++17 -I tests -I CUTLASS/include -o dump_atoms tests/golden/dump_atoms.cu
-//   ./dump_atoms > tests/golden/h200.txt
+//   nvcc -gencode arch=compute_90a,code=sm_90a -std=c++17 -I tests -I CUTLASS/include tests/golden/dump_atoms.cu
+//   ./a.out > tests/golden/h200.txt
 #include <cuda_runtime.h>
 
 #include <cstdlib>

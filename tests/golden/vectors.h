@@ -45,6 +45,7 @@ struct Random {
         for (int i = 0; i < 4; ++i) word = word << 8 | random_float((*this)(), 4, 3, 8);
         return word;
       }
+      case Content::kUE8M0: return 123 + (*this)() % 8;
       default: return (*this)();
     }
   }

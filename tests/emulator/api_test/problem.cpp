@@ -85,6 +85,21 @@ sage::Recipe sage1_int8() {
   return recipe;
 }
 
+sage::Recipe sage2() {
+  sage::Recipe recipe = sage1();
+  recipe.pv = sage::PvFormat::kFp8E4m3;
+  recipe.pv_accum = sage::PvAccum::kFp32Fp32;
+  recipe.p_max = recipe.v_max = 448.f;
+  return recipe;
+}
+
+sage::Recipe sage2pp() {
+  sage::Recipe recipe = sage2();
+  recipe.pv_accum = sage::PvAccum::kFp16Fp32;
+  recipe.v_max = 2.25f;
+  return recipe;
+}
+
 AttnDesc make_desc(int64_t seqlen_q, int64_t seqlen_k) {
   AttnDesc desc;
   desc.device.type = sage::DeviceType::kCuda;

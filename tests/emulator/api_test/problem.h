@@ -28,8 +28,11 @@ class Buffer {
 // sage1: INT8 Q K^T; FP16 P V in the dtype of v, accumulated in float.
 sage::Recipe sage1();
 sage::Recipe sage1_int8();
+// FP8 P V with float32 accumulators, and with float16 ones (SageAttention2++).
+sage::Recipe sage2();
+sage::Recipe sage2pp();
 
-// Float16, 2 of 4 heads of 64, contiguous (batch, heads, rows, head_dim).
+// Float16, sage1, 2 of 4 heads of 64, contiguous (batch, heads, rows, head_dim).
 sage::AttnDesc make_desc(int64_t seqlen_q, int64_t seqlen_k);
 
 struct Result {

@@ -72,6 +72,15 @@ std::string same(Problem const& problem, int stats) {
   return plan.workspace_bytes() == plan.quantized_q_bytes() + plan.quantized_kv_bytes() ? "" : "workspace_bytes";
 }
 
+// For sm_89, folded every two tiles of keys.
+AttnDesc make_fp8_desc(sage::Recipe const& recipe, int64_t seqlen_q, int64_t seqlen_k) {
+  AttnDesc desc = make_desc(seqlen_q, seqlen_k);
+  desc.device.architecture = 89;
+  desc.recipe = recipe;
+  desc.recipe.fold_every = 2;
+  return desc;
+}
+
 void same_results() {
   test("sage1", [] { return same(Problem(make_desc(150, 300)), 1); });
   test("sage1, K not smoothed", [] {
@@ -113,6 +122,37 @@ void same_results() {
   test("many keys", [] { return same(Problem(make_desc(20, 1100)), 1); });
   test("seqused_k", [] { return same(Problem(make_desc(70, 300), {}, {}, {1, 177}), 1); });
   test("packed", [] { return same(Problem(make_desc(0, 0), {5, 0, 130, 64}, {70, 30, 300, 0}), 1); });
+  test("sage2, folded", [] { return same(Problem(make_fp8_desc(sage2(), 150, 300)), 1); });
+  test("sage2pp, folded, reverse, packed", [] {
+    AttnDesc desc = make_fp8_desc(sage2pp(), 0, 0);
+    desc.recipe.key_order = sage::KeyOrder::kReverse;
+    return same(Problem(desc, {5, 0, 130, 64}, {70, 30, 300, 0}), 1);
+  });
+  test("sage2 on sm_120", [] {
+    AttnDesc desc = make_fp8_desc(sage2(), 150, 300);
+    desc.device.architecture = 120;
+    return same(Problem(desc), 1);
+  });
+  test("sage2, V smoothed and K not", [] {
+    AttnDesc desc = make_fp8_desc(sage2(), 150, 300);
+    desc.recipe.smooth_k = false;
+    desc.recipe.smooth_v = desc.recipe.hadamard = true;
+    return same(Problem(desc, {}, {}, {1, 177}), 1);
+  });
+  test("sage2_int4, all smoothed", [] {
+    AttnDesc desc = make_fp8_desc(sage2(), 150, 300);
+    desc.recipe.qk = sage::QkFormat::kInt4;
+    desc.recipe.smooth_q = desc.recipe.smooth_v = true;
+    return same(Problem(desc), 1);
+  });
+  test("INT4 with bfloat16, Q smoothed, K not, packed", [] {
+    AttnDesc desc = make_desc(0, 0);
+    desc.dtype = sage::DType::kBFloat16;
+    desc.recipe.qk = sage::QkFormat::kInt4;
+    desc.recipe.smooth_q = true;
+    desc.recipe.smooth_k = false;
+    return same(Problem(desc, {5, 0, 130, 64}, {70, 30, 300, 0}), 0);
+  });
   test("packed, sage1_int8, seqused_k", [] {
     AttnDesc desc = make_desc(0, 0);
     desc.recipe = sage1_int8();
@@ -238,6 +278,48 @@ std::string two_keys() {
   return difference(second.run_quantized(q, kv_2), second.run());
 }
 
+// Slots for sums that are folded: given back, so that a view of Q serves again; there if the keys need them.
+std::string folding() {
+  AttnDesc const desc = make_fp8_desc(sage2(), 150, 300);
+  Problem const many(desc);
+  AttnDesc short_desc = desc;
+  short_desc.seqlen_k = 128;
+  Problem few(short_desc);
+  few.lse = false;
+  few.args.q = many.args.q;
+  AttnPlan const plan = many.plan(), short_plan = few.plan();
+  if (plan.quantized_q_bytes() <= short_plan.quantized_q_bytes()) return "no slots";
+  Buffer const q_buffer(plan.quantized_q_bytes()), kv_buffer(plan.quantized_kv_bytes()),
+      short_q_buffer(short_plan.quantized_q_bytes()), short_kv_buffer(short_plan.quantized_kv_bytes());
+  QuantizedQ q, short_q;
+  QuantizedKv kv, short_kv;
+  Errors all;
+  all += plan.quantize_kv(many.args, kv_buffer.data(), nullptr, &kv).message;
+  all += plan.quantize_q(many.args, kv, q_buffer.data(), nullptr, &q).message;
+  all += short_plan.quantize_kv(few.args, short_kv_buffer.data(), nullptr, &short_kv).message;
+  all += short_plan.quantize_q(few.args, short_kv, short_q_buffer.data(), nullptr, &short_q).message;
+  Result const expected = many.run();
+  for (int i = 0; i < 2; ++i) all += difference(many.run_quantized(q, kv), expected);
+  all += difference(few.run_quantized(short_q, short_kv), few.run());
+  all += difference(few.run_quantized(q, short_kv), few.run());
+  Problem many_without_lse(desc);
+  many_without_lse.lse = false;
+  all += expect_invalid(many_without_lse.run_quantized(short_q, kv).status,
+                        "q was quantized for seqlen_k 128 and has no room for the sums over 300 keys");
+
+  // On sm_120 nothing is folded.
+  AttnDesc other_desc = desc;
+  other_desc.device.architecture = 120;
+  Problem const other(other_desc);
+  AttnPlan const other_plan = other.plan();
+  Buffer const other_buffer(other_plan.quantized_q_bytes());
+  QuantizedQ other_q;
+  all += other_plan.quantize_q(many.args, kv, other_buffer.data(), nullptr, &other_q).message;
+  all += expect_invalid(many.run_quantized(other_q, kv).status,
+                        "q was quantized for seqlen_k 300 and has no room for the sums over 300 keys");
+  return all.text;
+}
+
 // ---- Views that do not fit ----------------------------------------------------------------------------------------
 
 struct Field {
@@ -260,10 +342,14 @@ std::vector<Field> const kSharedFields = {
     {"has recipe field p_max 448, the plan needs 1", [](AttnDesc& d) { d.recipe.p_max = 448.f; }},
     {"has recipe field v_max 127, the plan needs 0", [](AttnDesc& d) { d.recipe.v_max = 127.f; }},
     {"has recipe field v_per_block true, the plan needs false", [](AttnDesc& d) { d.recipe.v_per_block = true; }},
+    {"has recipe field fold_every 2, the plan needs 1", [](AttnDesc& d) { d.recipe.fold_every = 2; }},
+    {"has recipe field key_order reverse, the plan needs forward",
+     [](AttnDesc& d) { d.recipe.key_order = sage::KeyOrder::kReverse; }},
     {"has recipe field p_two_level true, the plan needs false", [](AttnDesc& d) { d.recipe.p_two_level = true; }},
     {"has recipe field smooth_q true, the plan needs false", [](AttnDesc& d) { d.recipe.smooth_q = true; }},
     {"has recipe field smooth_k false, the plan needs true", [](AttnDesc& d) { d.recipe.smooth_k = false; }},
     {"has recipe field smooth_v true, the plan needs false", [](AttnDesc& d) { d.recipe.smooth_v = true; }},
+    {"has recipe field hadamard true, the plan needs false", [](AttnDesc& d) { d.recipe.hadamard = true; }},
     {"has batch 3, the plan needs 2", [](AttnDesc& d) { d.batch = 3; }},
     {"has head_dim 48, the plan needs 64", [](AttnDesc& d) { d.head_dim = 48; }},
     {"has varlen true, the plan needs false", [](AttnDesc& d) { d.varlen = true; }},
@@ -392,6 +478,7 @@ int main() {
   test("many queries, packed", [] { return many_queries(true); });
   test("lengths of keys", lengths_of_keys);
   test("two keys", two_keys);
+  test("folding", folding);
   test("tags", [] { return tags(Problem(make_desc(70, 300)), {kSharedFields, kKvFields}, {kSharedFields, kQFields}); });
   test("tags, packed",
        [] { return tags(Problem(make_desc(0, 0), {70, 9}, {70, 300}), {kPackedKvFields}, {kPackedQFields}); });

@@ -9,8 +9,12 @@
 #include <cmath>
 #include <cstring>
 #include <new>
+#include <stdexcept>
+#include <string_view>
 
 #include "common/quant_format.h"
+#include "kernel_test/watch.h"
+#include "simt/config.h"
 
 namespace kernel_test {
 
@@ -19,7 +23,7 @@ using sage::DType;
 namespace {
 
 constexpr uint16_t kNan = 0xFFFF;  // in both 16-bit formats
-constexpr int64_t kFar = (int64_t{1} << 31) + 64;
+constexpr int64_t kFar = (int64_t{1} << 32) + 64;
 constexpr int64_t kGuardRows = sage::kQTileRows;  // after out and lse
 constexpr size_t kGuardBytes = 256;               // after the workspace
 
@@ -33,6 +37,14 @@ float to_float(uint16_t bits, DType dtype) {
 uint16_t from_float(float x, DType dtype) {
   return dtype == DType::kBFloat16 ? __bfloat16_as_ushort(__float2bfloat16_rn(x))
                                    : __half_as_ushort(__float2half_rn(x));
+}
+
+// The numbers of e4m3: 3 fraction bits, exponents -6 to 8, 448 the largest.
+double round_to_e4m3(double x) {
+  int exponent;
+  std::frexp(x, &exponent);  // |x| < 2^exponent
+  double const step = std::ldexp(1., std::max(exponent - 4, -9));
+  return std::clamp(std::nearbyint(x / step) * step, -448., 448.);
 }
 
 Tensor::Tensor(Layout layout, int64_t batch, int64_t heads, int64_t rows, int64_t head_dim, int64_t guard)
@@ -49,8 +61,9 @@ Tensor::Tensor(Layout layout, int64_t batch, int64_t heads, int64_t rows, int64_
     }
     case Layout::kFarBatches: view_ = {nullptr, kFar, rows * head_dim, head_dim}; break;
     case Layout::kFarHeads: view_ = {nullptr, kFar * heads, kFar, head_dim}; break;
+    case Layout::kFarRows: view_ = {nullptr, kFar * heads * rows, kFar * rows, kFar}; break;
   }
-  bool const far = layout == Layout::kFarBatches || layout == Layout::kFarHeads;
+  bool const far = view_.stride_batch >= kFar;
   int64_t const last = rows == 0 ? 0
                                  : (batch - 1) * view_.stride_batch + (heads - 1) * view_.stride_head +
                                        (rows - 1) * view_.stride_seq + head_dim;
@@ -103,19 +116,35 @@ static uint32_t seed_of(std::string const& name) {
   return seed;
 }
 
+static bool is_fp8(sage::CudaForward const& kernels) { return kernels.pv == sage::PvFormat::kFp8E4m3; }
+static bool has_8bit_v(sage::CudaForward const& kernels) {
+  return is_fp8(kernels) || kernels.pv == sage::PvFormat::kInt8;
+}
+
+bool serves(sage::CudaForward const& kernels, Case const& c) {
+  bool const sums_in_fp32 = kernels.pv_accum == sage::PvAccum::kFp32;  // then there is nothing to fold
+  bool const folds = c.fold_every != Case{}.fold_every || c.fold_slots > 0;
+  return (!folds || (is_fp8(kernels) && !sums_in_fp32)) && (c.p_max == 0.f || is_fp8(kernels)) &&
+         (c.v_data != VData::kLargest || is_fp8(kernels)) && (!c.smooth_v || has_8bit_v(kernels)) &&
+         (c.q_mean == QMean::kNone || kernels.qk == sage::QkFormat::kInt4);
+}
+
 // A power of two that differs between neighbouring scale groups, heads and sequences.
-static float group_scale(int b, int head, int64_t group) { return static_cast<float>(1 << (group + head + 2 * b) % 3); }
+constexpr int kLargestGroupScale = 4;
+static int group_scale(int b, int head, int64_t group) { return 1 << (group + head + 2 * b) % 3; }
+
+// Of a channel of K that has a bias.
+static int largest_bias(Case const& c) { return c.k_bias == 0 ? 0 : c.k_bias + 20; }
+
+// What rotates codes back: x = signs * (Hadamard matrix of +-1) codes * this, a power of two.
+static float rotation_factor(int head_dim) { return head_dim == 64 ? .125f : .0625f; }
 
 Problem::Problem(Case const& c, sage::CudaForward const& kernels)
-    : case_(c), kernels_(kernels), generator_(seed_of(c.name)) {
+    : case_(c), data_(c.data), kernels_(kernels), generator_(seed_of(c.name)) {
   bool const other = c.other_dtype && kernels.operand == DType::kFloat16;
   desc.device = {sage::DeviceType::kCuda, 0};
   desc.dtype = other ? DType::kBFloat16 : kernels.operand;
-  desc.recipe.qk_granularity = c.granularity;
-  desc.recipe.pv = kernels.pv;
-  desc.recipe.pv_accum = kernels.pv_accum;
-  desc.recipe.v_max = kernels.pv == sage::PvFormat::kInt8 ? 127.f : 0.f;
-  desc.recipe.smooth_k = c.smooth_k;
+  set_recipe();
   desc.num_heads_q = c.num_heads_q;
   desc.num_heads_kv = c.num_heads_kv;
   desc.head_dim = c.head_dim == HeadDim::kWhole         ? kernels.head_dim
@@ -137,14 +166,34 @@ Problem::Problem(Case const& c, sage::CudaForward const& kernels)
   desc.v_aligned = v_->is_aligned();
   if (c.lse) lse_.assign(static_cast<size_t>(batch * c.num_heads_q * rows_q + kGuardRows), NAN);
 
-  double const variance = c.steps.empty() ? 127. * 127. / 3. : 10. * 10. / 3.;  // of the integers
-  double const scale = c.data == Data::kExact ? c.scores / (4. * variance) : 1.;
-  softmax_scale = static_cast<float>(scale / std::sqrt(desc.head_dim));
+  set_magnitudes();
   make_q();
   make_k();
   make_v();
   make_mask();
   for (Tensor* input : {q_.get(), k_.get(), v_.get()}) input->remember();
+}
+
+void Problem::set_recipe() {
+  using sage::PvFormat;
+  sage::Recipe& recipe = desc.recipe;
+  recipe.qk = kernels_.qk;
+  recipe.qk_granularity = case_.granularity;
+  recipe.pv = kernels_.pv;
+  recipe.pv_accum = kernels_.pv_accum;
+  recipe.p_max = recipe.pv == PvFormat::kInt8 ? 255.f : 1.f;
+  recipe.v_max = recipe.pv == PvFormat::kInt8 ? 127.f : 0.f;
+  if (is_fp8(kernels_)) {  // as in the presets
+    bool const fp16_sums = recipe.pv_accum == sage::PvAccum::kFp16Fp32;
+    recipe.p_max = case_.p_max != 0.f ? case_.p_max : fp16_sums ? 112.f : 448.f;
+    recipe.v_max = case_.v_max != 0.f ? case_.v_max : fp16_sums ? 9.f : 448.f;
+  }
+  recipe.fold_every = is_fp8(kernels_) ? case_.fold_every : 1;
+  recipe.key_order = case_.reverse_keys ? sage::KeyOrder::kReverse : sage::KeyOrder::kForward;
+  recipe.smooth_q = case_.q_mean != QMean::kNone;
+  recipe.smooth_k = case_.smooth_k;
+  recipe.smooth_v = case_.smooth_v;
+  recipe.hadamard = case_.hadamard;
 }
 
 void Problem::make_lengths() {
@@ -170,82 +219,224 @@ void Problem::make_lengths() {
   desc.total_k = pack(seqlens_k_, cu_seqlens_k_, desc.seqlen_k);
 }
 
-void Problem::make_q() {
+// The integers that Q and K are made of, so that these are exact in their 16-bit format, and the softmax scale.
+void Problem::set_magnitudes() {
+  bool const int4 = desc.recipe.qk == sage::QkFormat::kInt4, bf16 = desc.dtype == DType::kBFloat16;
+  int const dim = kernels_.head_dim;
+  level_ = int4 ? 7 : 127;
+  k_level_ = int4 && data_ == Data::kMeans ? 16 * level_ : level_;
+  q_others_ = case_.steps.empty() ? level_ : std::max(1, 10 * level_ / 127);
+  k_others_ = case_.steps.empty() ? k_level_ : q_others_;
+
+  // The codes of the means (quant_format.h) are kQMeanLimit = 0x7777 = 7 * 17 * 257 times the mean over its level.
+  if (case_.q_mean != QMean::kNone) {
+    bool const large = case_.q_mean == QMean::kLarge;
+    q_mean_level_ = large && !case_.hadamard ? 119 : 7;
+    q_mean_unit_ = case_.hadamard ? 4 : large ? 1 : 2;
+  }
+  if (case_.hadamard) {
+    // Integers of 8 or 11 bits are exact. A sum of `dim` of them hardly reaches five standard deviations.
+    double const limit = bf16 ? 256. : 2048., deviation = 5. * std::sqrt(dim / 3.), factor = rotation_factor(dim);
+    double const of_q = (limit - level_) / deviation - q_mean_level_ * q_mean_unit_,
+                 of_k = (limit - level_ - largest_bias(case_) / factor) / deviation;
+    if (of_q < 1. || of_k < 1. || desc.head_dim != dim) data_ = Data::kNormal;
+    q_others_ = std::min(level_, static_cast<int>(of_q));
+    k_others_ = std::min(level_, static_cast<int>(of_k));
+  }
+
+  double scale = 1.;
+  if (is_exact()) {
+    auto const variance = [&](int others) {  // times that of the groups' scales
+      return 4. * (others * others / 3. + (case_.hadamard ? level_ * level_ / dim : 0.));
+    };
+    double const mean = q_mean_level_ * q_mean_unit_, step = kernels_.head_dim * std::pow(rotation_factor(dim), 2);
+    double const of_q = (data_ == Data::kMeans ? 0. : variance(q_others_)) + mean * mean / 3.;
+    scale = case_.scores / std::sqrt(of_q * variance(k_others_)) / (case_.hadamard ? step : 1.);
+  } else if (case_.scores < 0) {
+    scale = -1.;
+  }
+  softmax_scale = static_cast<float>(scale / std::sqrt(desc.head_dim));
+}
+
+bool Problem::has_reduced_sums() const {
+  bool const block_scaled = std::string_view(kernels_.attention.name).starts_with("sm120");  // adds in float32
+  return !block_scaled && simt::configuration().accumulate == simt::Accumulate::kReduced;
+}
+
+double Problem::score_unit(int b, int head, int64_t row) const {
+  double const rotated = case_.hadamard ? kernels_.head_dim * std::pow(rotation_factor(kernels_.head_dim), 2) : 1.;
+  double const q_step = data_ == Data::kExact ? group_scale(b, head, q_group(row)) : 0.;
+  return std::fabs(softmax_scale) * q_step * kLargestGroupScale * rotated;
+}
+
+int64_t Problem::q_group(int64_t row) const {
   using sage::QkGranularity;
-  int const dim = desc.head_dim, largest = case_.steps.empty() ? 127 : 10;
+  return case_.granularity == QkGranularity::kThread ? sage::q_scale_index(static_cast<int>(row))
+         : case_.granularity == QkGranularity::kWarp ? row / sage::kQScaleRows
+                                                     : row / sage::kQTileRows;
+}
+
+void Problem::write_row(uint16_t* row, std::vector<int> const& values, std::vector<int> const& offset) {
+  int const dim = desc.head_dim;
+  for (int d = 0; d < dim; ++d) {
+    float x = 0.f;
+    if (case_.hadamard) {
+      for (int i = 0; i < dim; ++i) x += static_cast<float>(__builtin_popcount(i & d) % 2 ? -values[i] : values[i]);
+      x *= sage::hadamard_sign(d) * rotation_factor(dim);
+    } else {
+      x = static_cast<float>(values[d]);
+    }
+    x += static_cast<float>(offset[d]);
+    row[d] = from_float(x, desc.dtype);
+    if (to_float(row[d], desc.dtype) != x) throw std::logic_error("an element of Q or K is not exact");
+  }
+}
+
+// With a mean, row i + 8 is the opposite of row i beside it, which has the same scale; a row without the other one is
+// the mean.
+void Problem::make_q() {
+  int const dim = desc.head_dim;
+  std::vector<int> mean(dim), values(dim), codes[8];
+  std::vector<int> const no_offset(dim);
   for (int b = 0; b < desc.batch; ++b) {
     for (int h = 0; h < desc.num_heads_q; ++h) {
       for (int64_t i = 0; i < seqlen_q(b); ++i) {
-        uint16_t* const row = q_row(b, h, i);
-        int64_t const group = case_.granularity == QkGranularity::kThread ? sage::q_scale_index(static_cast<int>(i))
-                              : case_.granularity == QkGranularity::kWarp ? i / sage::kQScaleRows
-                                                                          : i / sage::kQTileRows;
-        int64_t const top = case_.steps.empty() ? i * 7 % dim : 0;  // the channel with 127
-        for (int d = 0; d < dim; ++d) {
-          int const code = d != top ? uniform(-largest, largest) : case_.steps.empty() && i % 2 ? -127 : 127;
-          float const x = case_.data == Data::kExact    ? static_cast<float>(code) * group_scale(b, h, group)
-                          : case_.data == Data::kNormal ? normal()
-                                                        : 0.f;
-          row[d] = from_float(x, desc.dtype);
+        if (data_ == Data::kNormal) {
+          for (int d = 0; d < dim; ++d) {
+            float const x = desc.recipe.smooth_q ? static_cast<float>((d + i / sage::kQTileRows) % 5 - 2) : 0.f;
+            q_row(b, h, i)[d] = from_float(normal() + x, desc.dtype);
+          }
+          continue;
         }
+        if (i % sage::kQTileRows == 0) make_q_mean(b, h, i / sage::kQTileRows, mean);
+        std::vector<int>& code = codes[i % 8];
+        int64_t const top = case_.steps.empty() ? i * 7 % dim : 0;  // the channel with level_
+        if (desc.recipe.smooth_q && i % 16 >= 8) {
+          for (int& x : code) x = -x;
+        } else {
+          bool const zero = data_ != Data::kExact || (desc.recipe.smooth_q && i + 8 >= seqlen_q(b));
+          code.assign(dim, 0);
+          for (int d = 0; d < dim && !zero; ++d) code[d] = uniform(-q_others_, q_others_);
+          if (!zero) code[top] = case_.steps.empty() && i % 2 ? -level_ : level_;
+        }
+        for (int d = 0; d < dim; ++d) values[d] = code[d] * group_scale(b, h, q_group(i)) + mean[d];
+        write_row(q_row(b, h, i), values, no_offset);
       }
     }
   }
-  if (case_.scores < 0) softmax_scale = -std::fabs(softmax_scale);
+}
+
+// Of neighbouring tiles one has smaller means.
+void Problem::make_q_mean(int b, int head, int64_t tile, std::vector<int>& mean) {
+  bool const smaller = (tile + head + b) % 2;
+  int const level = smaller && q_mean_unit_ == 1 ? 7 : q_mean_level_;
+  int const unit = smaller && q_mean_unit_ > 1 ? q_mean_unit_ / 2 : q_mean_unit_;
+  for (int& x : mean) x = unit * uniform(-level, level);
+  mean[(tile * 5 + head + 3 * b) % desc.head_dim] = unit * (tile % 2 ? -level : level);
 }
 
 // Without its bias, K sums to zero over each sequence: neighbouring keys are opposite, and an odd last one is zero.
 void Problem::make_k() {
-  int const dim = desc.head_dim, largest = case_.steps.empty() ? 127 : 10;
-  std::vector<int> codes(dim);
+  int const dim = desc.head_dim;
+  std::vector<int> codes(dim), values(dim), bias(dim);
+  // An 8-bit integer of INT4 is a code times 16 and a rest, which cannot be 8.
+  auto const code_of_k = [&] {
+    int const x = uniform(-k_others_, k_others_);
+    return k_level_ > level_ && (x & 15) == 8 ? x - 1 : x;
+  };
   for (int b = 0; b < desc.batch; ++b) {
     for (int h = 0; h < desc.num_heads_kv; ++h) {
-      auto const bias = [&](int d) {
-        if (case_.k_bias == 0) return 0;
+      for (int d = 0; d < dim && case_.k_bias; ++d) {
         int const magnitude = case_.k_bias + 4 * ((d + h + b) % 6);
-        return (d + h) % 2 ? -magnitude : magnitude;
-      };
+        bias[d] = (d + h) % 2 ? -magnitude : magnitude;
+      }
       for (int64_t j = 0; j < seqlen_k(b); ++j) {
-        uint16_t* const row = k_row(b, h, j);
+        if (data_ == Data::kNormal) {
+          for (int d = 0; d < dim; ++d) {
+            k_row(b, h, j)[d] = from_float(normal() + static_cast<float>(bias[d]), desc.dtype);
+          }
+          continue;
+        }
         int64_t const tile = j / sage::kKTileRows;
         int64_t const group = case_.granularity == sage::QkGranularity::kThread
                                   ? tile + sage::k_scale_index(static_cast<int>(j % sage::kKTileRows))
                                   : tile;
         if (!case_.steps.empty() || j % 2 == 0) {
-          bool const zero = case_.smooth_k && j + 1 == seqlen_k(b);
-          for (int& code : codes) code = zero ? 0 : uniform(-largest, largest);
-          int64_t const top = 1 + (j / 2 * 5 + h) % (dim - 1);
-          if (!zero) codes[top] = 127;
-          if (!case_.steps.empty()) codes[0] = case_.steps[tile];
+          bool const zero = data_ == Data::kZero || (case_.smooth_k && j + 1 == seqlen_k(b));
+          for (int& code : codes) code = zero ? 0 : code_of_k();
+          if (!zero) codes[1 + (j / 2 * 5 + h) % (dim - 1)] = k_level_;
+          if (!case_.steps.empty()) codes[0] = static_cast<int>(std::lround(case_.steps[tile] * level_ / 127.));
         } else {
           for (int& code : codes) code = -code;
         }
-        for (int d = 0; d < dim; ++d) {
-          float const x = case_.data == Data::kExact    ? static_cast<float>(codes[d]) * group_scale(b, h, group)
-                          : case_.data == Data::kNormal ? normal()
-                                                        : 0.f;
-          row[d] = from_float(x + static_cast<float>(bias(d)), desc.dtype);
-        }
+        for (int d = 0; d < dim; ++d) values[d] = codes[d] * group_scale(b, h, group);
+        write_row(k_row(b, h, j), values, bias);
       }
     }
   }
 }
 
-// A channel's own mean and, for INT8 V, power of two. Channel 3 is zero.
+// Of 8-bit V with a mean: its codes and its mean are multiples of this, so that their sums are exact.
+float Problem::quantum_of_v() const {
+  float const v_max = desc.recipe.v_max;
+  return !is_fp8(kernels_) ? 1.f : v_max == 448.f ? 4.f : v_max / 144.f;
+}
+
+// A code of 8-bit V.
+float Problem::random_v(float largest) {
+  if (!is_fp8(kernels_)) return static_cast<float>(uniform(-static_cast<int>(largest), static_cast<int>(largest)));
+  float const x = std::uniform_real_distribution<float>(-largest, largest)(generator_);
+  if (case_.smooth_v) {
+    return std::nearbyint(static_cast<float>(round_to_e4m3(x)) / quantum_of_v()) * quantum_of_v();
+  }
+  return static_cast<float>(round_to_e4m3(std::ldexp(x, uniform(0, 3) == 0 ? -uniform(1, 12) : 0)));
+}
+
+// Exact 8-bit codes of one channel, of which one is v_max. With smooth_v their sum is zero: neighbouring keys are
+// opposite, and an odd last one is zero; v_max is that of one key, and two others together are its opposite.
+void Problem::make_v_codes(int channel, std::vector<float>& codes) {
+  float const v_max = desc.recipe.v_max, sign = channel % 2 ? -1.f : 1.f;
+  size_t const keys = codes.size();
+  if (case_.v_data == VData::kLargest) {
+    std::fill(codes.begin(), codes.end(), sign * v_max);
+  } else if (!case_.smooth_v) {
+    for (float& x : codes) x = random_v(v_max);
+    if (keys > 0) codes[channel % keys] = v_max;
+  } else {
+    std::fill(codes.begin(), codes.end(), 0.f);
+    for (size_t j = 0; j + 1 < keys; j += 2) codes[j + 1] = -(codes[j] = random_v(v_max / 2.f));
+    if (keys >= 4) {
+      float* const top = &codes[channel % (keys / 4) * 4];
+      float const half = std::ceil(v_max / 2.f / quantum_of_v()) * quantum_of_v();
+      top[0] = -sign * v_max;
+      top[1] = sign * half;
+      top[2] = sign * (v_max - half);
+      top[3] = 0.f;
+    } else if (keys >= 2) {
+      codes[1] = -(codes[0] = v_max);
+    }
+  }
+}
+
+// A channel's own mean and, for 8-bit V, power of two. Channel 3 is zero, and channel 4 of V that is smoothed its mean.
 void Problem::make_v() {
-  int const dim = desc.head_dim, exponent = desc.dtype == DType::kBFloat16 ? case_.v_exponent : 0;
+  int const exponent = desc.dtype == DType::kBFloat16 ? case_.v_exponent : 0;
+  bool const exact = has_8bit_v(kernels_) && is_exact(), smooth = case_.smooth_v;
+  int const largest_mean = desc.dtype == DType::kBFloat16 ? 96 : 384;  // quanta; exact with codes up to 144
   for (int b = 0; b < desc.batch; ++b) {
+    std::vector<float> codes(seqlen_k(b));
     for (int h = 0; h < desc.num_heads_kv; ++h) {
-      for (int64_t j = 0; j < seqlen_k(b); ++j) {
-        uint16_t* const row = v_row(b, h, j);
-        for (int d = 0; d < dim; ++d) {
-          float const mean = case_.data == Data::kNormal ? 0.f : static_cast<float>(d % 3);
-          float x = std::ldexp(normal() + mean, exponent);
-          if (desc.recipe.pv == sage::PvFormat::kInt8 && case_.data != Data::kNormal) {
-            int const code = j == d % seqlen_k(b) ? 127 : uniform(-127, 127);
-            x = std::ldexp(static_cast<float>(code), -(d + h + b) % 5 - 4);
-          }
-          row[d] = from_float(d == 3 ? 0.f : x, desc.dtype);
+      for (int d = 0; d < desc.head_dim; ++d) {
+        make_v_codes(d, codes);
+        float const mean = !exact ? static_cast<float>(is_exact() ? d % 3 : 0)
+                                  : static_cast<float>(smooth ? (d % 3 - 1) * largest_mean : 0) * quantum_of_v();
+        int const unit = exact ? -(d + h + b) % 5 - (is_fp8(kernels_) ? std::ilogb(desc.recipe.v_max) : 4) : 0;
+        for (size_t j = 0; j < codes.size(); ++j) {
+          float const code = !exact ? normal() : smooth && d == 4 ? 0.f : codes[j];
+          float const x = d == 3 ? 0.f : std::ldexp(code + mean, unit + exponent);
+          uint16_t& element = v_row(b, h, static_cast<int64_t>(j))[d];
+          element = from_float(x, desc.dtype);
+          if (exact && to_float(element, desc.dtype) != x) throw std::logic_error("an element of V is not exact");
         }
       }
     }
@@ -323,9 +514,13 @@ std::string Problem::run() {
   std::unique_ptr<char[], decltype(free_aligned)> const workspace(
       static_cast<char*>(::operator new[](bytes + kGuardBytes, std::align_val_t{64})), free_aligned);
   std::memset(workspace.get(), 0xFF, bytes + kGuardBytes);
+  set_fold_slots(case_.fold_slots);
   if (sage::Status const status = run_cuda(desc, kernels_, args, workspace.get(), nullptr); !status.ok()) {
     return status.message;
   }
+  if (!last_launch().all_given_back) return "a fold slot was not given back";
+  bool const has_slots = last_launch().fold_slots > 0, folds = case_.fold_slots > 0;
+  if (folds && !has_slots) return "the kernel got no fold slots";
   char const* const guard = workspace.get() + bytes;
   bool const clean = std::all_of(guard, guard + kGuardBytes, [](char x) { return x == '\xFF'; });
   return clean ? "" : "the kernels wrote beyond their workspace";

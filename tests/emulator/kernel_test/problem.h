@@ -1,7 +1,7 @@
 // One attention problem with its tensors, as the kernels get it, and what of their memory may change.
 //
-// In most problems INT8 holds Q, K and V without rounding (Data::kExact), so that a kernel must agree with exact
-// attention but for the rounding of P: a wrong key, scale or place shows, where a recipe's error of 1 % would hide it.
+// In most problems the kernel's formats hold Q, K and V without rounding (Data::kExact), so that it must agree with
+// exact attention but for the rounding of P: a wrong key, scale or place shows, where a recipe's error would hide it.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -15,9 +15,10 @@
 namespace kernel_test {
 
 enum class Data {
-  kExact,   // integers up to 127, which each row of Q and K reaches, times a power of two per scale group
+  kExact,   // integers up to 127 or 7, which each row of Q and K reaches, times a power of two per scale group
   kNormal,  // standard normal
   kZero,    // Q and K: scale groups without a magnitude
+  kMeans,   // the rows of a tile of Q are all its mean, so that only K's product with it counts: there INT4 has 8 bits
 };
 
 enum class Layout {
@@ -26,6 +27,7 @@ enum class Layout {
   kOdd,         // odd strides, and data that is no multiple of 4 bytes
   kFarBatches,  // a batch stride beyond 32 bits; memory that is not used is not there
   kFarHeads,    // a head stride beyond 32 bits
+  kFarRows,     // a row stride beyond 32 bits
 };
 
 enum class HeadDim { kWhole, kMultipleOf8, kOdd };  // the kernel's; smaller; likewise
@@ -36,6 +38,13 @@ enum class MaskKind {
   kFloat32,         // (1, 1, seqlen_q, seqlen_k), some -inf
   kFloat16,         // (batch, 1, seqlen_k, seqlen_q), transposed
   kBFloat16OfKeys,  // (1, heads, 1, seqlen_k)
+};
+
+enum class QMean { kNone, kLikeCodes, kLarge };  // of a tile of Q, beside its other part
+
+enum class VData {
+  kUsual,    // exact in 8-bit V, whose channels have different powers of two; else normal
+  kLargest,  // every element is the channel's largest
 };
 
 struct Case {
@@ -53,12 +62,18 @@ struct Case {
   int64_t window_left = -1, window_right = -1;
   MaskKind mask = MaskKind::kNone;
   sage::QkGranularity granularity = sage::QkGranularity::kThread;
-  bool smooth_k = true, lse = true;
-  int v_exponent = 0;  // bfloat16: V is multiplied by 2 to this
-  int k_bias = 0;      // kExact: a multiple of 4 up to 108 that every channel of K has, with either sign
+  bool smooth_k = true, smooth_v = false, hadamard = false, lse = true;
+  int v_exponent = 0;           // bfloat16: V is multiplied by 2 to this
+  int k_bias = 0;               // kExact: a multiple of 4 up to 108 that every channel of K has, with either sign
+  QMean q_mean = QMean::kNone;  // else smooth_q
+  bool reverse_keys = false;
+  VData v_data = VData::kUsual;
+  float p_max = 0.f, v_max = 0.f;  // FP8: 448 or 9 or 2.25 of V; 0: the preset's
+  int fold_every = 64;             // FP8
+  int fold_slots = 0;              // that the attention kernel may use; 0: as many as there are
   double scores = 2.;  // kExact: about the standard deviation of the scores; its sign is that of softmax_scale
   // kExact: `steps[n]` times 127 * 2^e is added to the scores of tile n of the keys, in units of q k; then the other
-  // channels have integers up to 10, and smooth_k must be off.
+  // channels have integers up to 10, and smooth_k must be off. INT4 has these times 7 / 127.
   std::vector<int> steps = {};
 };
 
@@ -92,6 +107,10 @@ class Tensor {
 
 float to_float(uint16_t bits, sage::DType dtype);
 uint16_t from_float(float x, sage::DType dtype);
+double round_to_e4m3(double x);  // to nearest even, saturating
+
+// Whether the kernels have what the case is about.
+bool serves(sage::CudaForward const& kernels, Case const& c);
 
 class Problem {
  public:
@@ -118,6 +137,11 @@ class Problem {
     return out_->row(batch_of(b), head, row_of(cu_seqlens_q_, b, row));
   }
   bool has_lse() const { return case_.lse; }
+  bool is_exact() const { return data_ != Data::kNormal; }
+  // Whether the tensor cores that add FP8 products in float32 are told to do so with fewer bits, as on sm89.
+  bool has_reduced_sums() const;
+  // Of the scores of a row: the largest product of a step of Q and a step of K.
+  double score_unit(int b, int head, int64_t row) const;
   float lse(int b, int head, int64_t row) const;
   double mask(int b, int head, int64_t row, int64_t col) const;
 
@@ -125,11 +149,20 @@ class Problem {
   float softmax_scale = 0.f;
 
  private:
+  void set_recipe();
   void make_lengths();
+  void set_magnitudes();
   void make_q();
   void make_k();
   void make_v();
   void make_mask();
+  void make_q_mean(int b, int head, int64_t tile, std::vector<int>& mean);
+  // Writes values + offset, the values rotated back where the kernels will rotate them. Exact, or throws.
+  void write_row(uint16_t* row, std::vector<int> const& values, std::vector<int> const& offset);
+  float quantum_of_v() const;
+  float random_v(float largest);
+  void make_v_codes(int channel, std::vector<float>& codes);
+  int64_t q_group(int64_t row) const;
   int batch_of(int b) const { return desc.varlen ? 0 : b; }
   int64_t row_of(std::vector<int32_t> const& cu_seqlens, int b, int64_t row) const {
     return desc.varlen ? cu_seqlens[b] + row : row;
@@ -138,7 +171,12 @@ class Problem {
   float normal() { return normal_(generator_); }
 
   Case case_;
+  Data data_;
   sage::CudaForward const& kernels_;
+  int level_;                               // the largest code of Q and K
+  int k_level_;                             // the largest integer in K; more than level_ where INT4 has 8 bits of it
+  int q_others_, k_others_;                 // the largest integer of the channels that need not reach a level
+  int q_mean_level_ = 0, q_mean_unit_ = 0;  // integers up to the level, times the unit
   std::mt19937 generator_;
   std::normal_distribution<float> normal_;
   std::vector<int32_t> seqlens_q_, seqlens_k_, cu_seqlens_q_, cu_seqlens_k_;

@@ -11,6 +11,7 @@
 namespace kernel_test {
 
 using sage::DType;
+using sage::PvAccum;
 
 namespace {
 
@@ -28,21 +29,24 @@ double unit_roundoff(DType dtype) { return dtype == DType::kBFloat16 ? 0x1p-8 : 
 
 // K and V of one head of one sequence.
 struct Keys {
-  std::vector<double> k, v, k_mean;
+  std::vector<double> k, v, k_mean, v_mean;
   double k_max = 0;  // largest magnitude of K less its mean
 
   Keys(Problem const& p, int b, int head) {
     int const dim = p.desc.head_dim;
     int64_t const seqlen = p.seqlen_k(b);
     k_mean.assign(dim, 0.);
+    v_mean.assign(dim, 0.);
     for (int64_t j = 0; j < seqlen; ++j) {
       for (int d = 0; d < dim; ++d) {
         k.push_back(to_float(p.k_row(b, head, j)[d], p.desc.dtype));
         v.push_back(to_float(p.v_row(b, head, j)[d], p.desc.dtype));
         k_mean[d] += k.back() / static_cast<double>(seqlen);
+        v_mean[d] += v.back() / static_cast<double>(seqlen);
       }
     }
     if (!p.desc.recipe.smooth_k) k_mean.assign(dim, 0.);
+    if (!p.desc.recipe.smooth_v) v_mean.assign(dim, 0.);
     for (size_t i = 0; i < k.size(); ++i) k_max = std::max(k_max, std::fabs(k[i] - k_mean[i % dim]));
   }
 };
@@ -54,56 +58,59 @@ class Row {
       : problem_(problem), keys_(keys), dim_(problem.desc.head_dim), q_(dim_) {
     for (int d = 0; d < dim_; ++d) q_[d] = to_float(problem_.q_row(b, head, row)[d], problem_.desc.dtype);
     find_scores(b, head, row);
+    find_score_bound(problem.score_unit(b, head, row));
     if (seen()) find_probabilities();
   }
 
   bool seen() const { return max_ > -INFINITY; }
-  double lse() const { return seen() ? max_ + std::log(sum_) : -INFINITY; }
-
-  // Of the scores' errors and, in proportion, of the probabilities'.
-  double score_bound() const {
-    double q_max = 0;
-    for (double x : q_) q_max = std::max(q_max, std::fabs(x));
-    double const largest = std::max(std::fabs(max_), std::fabs(min_));
-    // A float 1.5 * 2^23 too large, in units of one of q k: its last place is 1.5, and integer P wants it rounded down.
-    double const unit = scale() * (q_max / 127.) * (keys_.k_max / 127.);
-    return unit * (integer() ? 1.5 : .75) + largest * 4e-7 + 1e-6;
-  }
+  // Of exact P, but of the P that the kernel sums where that sum is of rounded FP8 numbers.
+  double lse() const { return seen() ? max_ + std::log(fp8() ? divisor_ : sum_) : -INFINITY; }
 
   double lse_bound() const {
     double shift = 0;
     for (int d = 0; d < dim_; ++d) shift += std::fabs(q_[d] * keys_.k_mean[d]);
-    return score_bound() + shift * scale() * 1e-6 + std::fabs(lse()) * 2e-7;
+    double const rounding = fp8() ? rounding_of_sum_ / least_divisor() + accumulation() : 0.;
+    return score_bound_ + rounding + shift * scale() * 1e-6 + std::fabs(lse()) * 2e-7;
   }
 
-  // One channel: what it should be, and its bound. Integer P is rounded as the recipe says, because its error is far
+  // One channel: what it should be, and its bound. 8-bit P is rounded as the recipe says, because its error is far
   // larger than that of a wrong key.
   void out(int channel, double* expected, double* bound) const {
     *expected = *bound = 0.;
     if (!seen()) return;
-    double magnitude = 0;
+    double const mean = keys_.v_mean[channel];
+    double magnitude = 0, largest = 0;
     for (int64_t j = 0; j < num_keys(); ++j) {
       *expected += p_[j] * v(j, channel) / divisor_;
       magnitude += p_[j] * std::fabs(v(j, channel)) / divisor_;
+      largest = std::max(largest, std::fabs(v(j, channel)));
     }
     double linear = 0, square = 0;
     for (int64_t j = 0; j < num_keys(); ++j) {
-      // The divisor has the rounded P in it where P is an integer, else P itself.
-      double const x = p_rounding_[j] * (v(j, channel) - (integer() ? *expected : 0.)) / divisor_;
+      double const x = p_rounding_[j] * (v(j, channel) - (sums_rounded() ? *expected : 0.)) / least_divisor();
       linear += std::fabs(x);
       square += x * x;
     }
     // Errors of many keys add as those of independent uniform numbers do; of few keys at most in full.
-    double const rounding = integer() ? linear : std::min(linear, 6. * std::sqrt(square / 3.));
-    *bound = rounding + accumulation() * magnitude + 2. * score_bound() * magnitude +
-             std::fabs(*expected) * unit_roundoff(problem_.desc.dtype) + 0x1p-25 + 1e-6 * magnitude;
+    double const rounding = bytes() ? linear : std::min(linear, 6. * std::sqrt(square / 3.));
+    *expected += mean;
+    *bound = rounding + accumulation() * magnitude + smallest() * largest + 2. * score_bound_ * magnitude +
+             std::fabs(*expected) * unit_roundoff(problem_.desc.dtype) + 0x1p-25 + 1e-6 * (magnitude + std::fabs(mean));
   }
 
  private:
-  bool integer() const { return problem_.desc.recipe.pv == sage::PvFormat::kInt8; }
+  sage::Recipe const& recipe() const { return problem_.desc.recipe; }
+  bool fp8() const { return recipe().pv == sage::PvFormat::kFp8E4m3; }
+  bool integer() const { return recipe().pv == sage::PvFormat::kInt8; }
+  bool bytes() const { return (fp8() || integer()) && problem_.is_exact(); }
+  bool fp16_sums() const { return recipe().pv_accum == PvAccum::kFp16Fp32 || recipe().pv_accum == PvAccum::kFp16; }
+  // Whether O is divided by the sum of the rounded P.
+  bool sums_rounded() const { return integer() || (fp8() && !fp16_sums()); }
+  double least_divisor() const { return divisor_ - rounding_of_sum_; }
   double scale() const { return std::fabs(problem_.softmax_scale); }
   int64_t num_keys() const { return static_cast<int64_t>(scores_.size()); }
-  double v(int64_t key, int channel) const { return keys_.v[key * dim_ + channel]; }
+  double num_tiles() const { return std::ceil(static_cast<double>(num_keys()) / sage::kKTileRows); }
+  double v(int64_t key, int channel) const { return keys_.v[key * dim_ + channel] - keys_.v_mean[channel]; }
 
   void find_scores(int b, int head, int64_t row) {
     sage::AttnDesc const& d = problem_.desc;
@@ -122,9 +129,22 @@ class Row {
     }
   }
 
+  // Of the scores' errors and, in proportion, of the probabilities'. `unit`: what one of q k is worth.
+  void find_score_bound(double unit) {
+    double q_sum = 0;
+    for (double x : q_) q_sum += std::fabs(x);
+    double const largest = std::max(std::fabs(max_), std::fabs(min_));
+    // A float 1.5 * 2^23 too large: its last place is 1.5, and integer P wants it rounded down. With smooth_q both a
+    // score and the maximum are such floats. Not where the unit is more than kMaxBiasedScale or, with smooth_q,
+    // kMaxRoundedUnit of the kernels.
+    unit = std::min(unit, (fp8() && !recipe().smooth_q ? .03125 : .125) * std::log(2.));
+    score_bound_ = unit * (integer() || recipe().smooth_q ? 1.5 : .75) + largest * 4e-7 + 1e-6;
+    if (recipe().smooth_q) score_bound_ += q_sum * keys_.k_max * scale() * 4e-7;
+  }
+
   // P relative to the row's maximum, the sum that O is divided by, and what each P may be wrong by.
   void find_probabilities() {
-    DType const operand = problem_.desc.recipe.pv_accum == sage::PvAccum::kFp32 ? problem_.desc.dtype : DType::kFloat16;
+    DType const operand = recipe().pv_accum == PvAccum::kFp32 ? problem_.desc.dtype : DType::kFloat16;
     for (double score : scores_) {
       double const p = std::exp(score - max_);
       sum_ += p;
@@ -132,43 +152,73 @@ class Row {
       // Subnormal fp16 has 2^-25. Below a stale maximum P is larger, never smaller.
       p_rounding_.push_back(p == 0. ? 0. : p * unit_roundoff(operand) + 0x1p-25);
     }
+    if (bytes()) round_probabilities();
     divisor_ = sum_;
-    if (integer()) round_probabilities();
+    if (bytes() && sums_rounded()) {
+      divisor_ = 0.;
+      for (double p : p_) divisor_ += p;
+      for (double x : p_rounding_) rounding_of_sum_ += x;
+    }
   }
 
-  // To 255ths of the largest of each tile of keys. What is close to the middle of two may go to either.
+  // Integer P: to 255ths of the largest of each tile of keys. FP8: to e4m3 relative to p_max, which the largest of the
+  // tiles up to this one has. What is close to the middle of two may go to either.
   void round_probabilities() {
-    divisor_ = 0.;
-    for (int64_t first = 0; first < num_keys(); first += sage::kKTileRows) {
+    bool const reverse = recipe().key_order == sage::KeyOrder::kReverse;
+    int64_t const tiles = static_cast<int64_t>(num_tiles());
+    double const p_max = recipe().p_max;
+    auto const rounded = [&](double x) { return fp8() ? round_to_e4m3(x) : std::nearbyint(x); };
+    double max = -INFINITY;
+    for (int64_t i = 0; i < tiles; ++i) {
+      int64_t const first = (reverse ? tiles - 1 - i : i) * sage::kKTileRows;
       int64_t const last = std::min<int64_t>(num_keys(), first + sage::kKTileRows);
       double const tile_max = *std::max_element(scores_.begin() + first, scores_.begin() + last);
-      double const fold = tile_max == -INFINITY ? 0. : std::exp(tile_max - max_);
+      max = fp8() ? std::max(max, tile_max) : tile_max;
+      double const fold = max == -INFINITY ? 0. : std::exp(max - max_) / p_max;
       for (int64_t j = first; j < last; ++j) {
-        double const exact = scores_[j] == -INFINITY ? 0. : 255. * std::exp(scores_[j] - tile_max);
-        double const rounded = std::nearbyint(exact), slack = exact * score_bound() + 1e-4;
-        p_[j] = rounded / 255. * fold;
-        p_rounding_[j] = exact > 0. && std::fabs(exact - rounded) + slack >= .5 ? std::ceil(slack) / 255. * fold : 0.;
-        divisor_ += p_[j];
+        double const exact = scores_[j] == -INFINITY ? 0. : p_max * std::exp(scores_[j] - max);
+        double const slack = exact * score_bound_ + (integer() ? 1e-4 : exact * 1e-6), code = rounded(exact);
+        p_[j] = code * fold;
+        p_rounding_[j] =
+            exact == 0. ? 0. : std::max(rounded(exact + slack) - code, code - rounded(exact - slack)) * fold;
       }
     }
   }
 
-  // Roundings of fp16 accumulators, each at most that of the whole sum: one per 16 keys; with fp16 alone, those of all
-  // keys and one per move of the maximum, as if independent.
+  // Relative to sum |P V|: roundings of accumulators, each at most that of the whole sum. With fp16 alone those of all
+  // keys and of the moves of the maximum, as if independent; with fp16 and then float32 one per 16 keys of a tile. FP8
+  // adds two steps of 32 keys in fp16, folds them and moves the maximum, by a factor that is rounded as well; its
+  // float32 accumulators, where they are reduced, are cut three times a step, as are those of the divisor.
   double accumulation() const {
-    double const tiles = std::ceil(static_cast<double>(num_keys()) / sage::kKTileRows);
-    switch (problem_.desc.recipe.pv_accum) {
-      case sage::PvAccum::kFp16Fp32: return sage::kKTileRows / 16 * 0x1p-11;
-      case sage::PvAccum::kFp16: return 6. * std::sqrt((sage::kKTileRows / 16 + 1) * tiles / 3.) * 0x1p-11;
+    auto const independent = [](double roundings) {
+      return std::min(roundings, 6. * std::sqrt(roundings / 3.)) * 0x1p-11;
+    };
+    if (fp8()) {
+      if (fp16_sums()) return independent(5. * num_tiles());
+      bool const reduced = problem_.has_reduced_sums();
+      return reduced ? 2. * 3. * 2. * num_tiles() * 0x1p-13 : 0.;
+    }
+    switch (recipe().pv_accum) {
+      case PvAccum::kFp16Fp32: return sage::kKTileRows / 16 * 0x1p-11;
+      case PvAccum::kFp16: return 6. * std::sqrt((sage::kKTileRows / 16 + 1) * num_tiles() / 3.) * 0x1p-11;
       default: return 0.;
     }
+  }
+
+  // Relative to the largest |V| of a channel: what fp16 numbers near zero lose, twice a tile, where FP8 V is at most
+  // v_max and the accumulators that tiles are folded into are 2^-7 of the sum; and what a factor near zero, by which
+  // these are multiplied when the maximum moves, leaves of them.
+  double smallest() const {
+    if (!fp8() || !fp16_sums()) return 0.;
+    double const of_sums = 2. * num_tiles() * 0x1p-18 / (recipe().p_max * recipe().v_max);
+    return (of_sums + static_cast<double>(num_keys()) * 0x1p-25) / divisor_;
   }
 
   Problem const& problem_;
   Keys const& keys_;
   int dim_;
   std::vector<double> q_, scores_, p_, p_rounding_;
-  double max_ = -INFINITY, min_ = INFINITY, sum_ = 0., divisor_ = 0.;
+  double max_ = -INFINITY, min_ = INFINITY, sum_ = 0., divisor_ = 0., rounding_of_sum_ = 0., score_bound_ = 0.;
 };
 
 // Calls visit(b, head, row, exact row) for all rows of queries.
@@ -218,6 +268,24 @@ static void raise(double& most, double x) {
   if (most == most && !(x <= most)) most = x;
 }
 
+namespace {
+
+struct Limits {
+  double nrmse, max, lse;
+};
+
+}  // namespace
+
+// About 1.5 times what the recipes have on these problems, at head_dim 64 to 256.
+static Limits recipe_limits(sage::Recipe const& recipe) {
+  if (recipe.qk == sage::QkFormat::kInt4) return {.3, .8, .4};
+  switch (recipe.pv) {
+    case sage::PvFormat::kInt8: return {.03, .04, .03};
+    case sage::PvFormat::kFp8E4m3: return {.055, .2, .05};
+    default: return {.02, .04, .03};
+  }
+}
+
 Comparison compare_recipe(Problem const& p) {
   double squared_error = 0, squared = 0, max_error = 0, lse_error = 0;
   for_each_row(p, [&](int b, int h, int64_t i, Row const& row) {
@@ -232,16 +300,13 @@ Comparison compare_recipe(Problem const& p) {
     double const error = p.lse(b, h, i) == row.lse() ? 0. : std::fabs(p.lse(b, h, i) - row.lse());
     raise(lse_error, error);
   });
-  // About 1.5 times what the recipes have on these problems, at head_dim 64 to 256: NRMSE .008 to .0135, with INT8 P
-  // and V to .0165, a largest error of .025, and .021 in the LSE.
-  bool const integer = p.desc.recipe.pv == sage::PvFormat::kInt8;
-  double const nrmse = std::sqrt(squared_error / squared), nrmse_limit = integer ? .025 : .02;
-  double const max_limit = .04, lse_limit = .03;
-  Comparison result{"", std::max({nrmse / nrmse_limit, max_error / max_limit, lse_error / lse_limit})};
-  if (!(nrmse <= nrmse_limit && max_error <= max_limit && lse_error <= lse_limit)) {
+  Limits const limits = recipe_limits(p.desc.recipe);
+  double const nrmse = std::sqrt(squared_error / squared);
+  Comparison result{"", std::max({nrmse / limits.nrmse, max_error / limits.max, lse_error / limits.lse})};
+  if (!(nrmse <= limits.nrmse && max_error <= limits.max && lse_error <= limits.lse)) {
     result.worst = INFINITY;
     result.failure = format("NRMSE is %.3g, at most %g; largest error %.3g, at most %g; of the LSE %.3g, at most %g",
-                            nrmse, nrmse_limit, max_error, max_limit, lse_error, lse_limit);
+                            nrmse, limits.nrmse, max_error, limits.max, lse_error, limits.lse);
   }
   return result;
 }

@@ -103,6 +103,24 @@ void check_misuse() {
   CHECK_ERROR("all threads that can run poll", simt::launch(1, 32, 0, [](char*) {
                 for (;;) __nanosleep(1);
               }));
+  auto const lock = [](int num_blocks, bool give_back) {
+    unsigned lock = 0, sum = 0;
+    simt::launch(num_blocks, 64, 0, [&](char*) {
+      if (threadIdx.x == 0) {
+        while (atomicExch(&lock, 1u)) __nanosleep(100);
+        for (int i = 0; i < 100; ++i) {
+          unsigned const before = sum;
+          __syncwarp(1);
+          sum = before + 1;
+        }
+        if (give_back) atomicExch(&lock, 0u);
+      }
+      __syncthreads();
+    });
+    return sum;
+  };
+  CHECK_EQUAL(lock(20, true), 2000u);
+  CHECK_ERROR("all threads that can run poll; this one at __nanosleep", lock(2, false));
   // Nothing of all that is left behind.
   check_shuffles();
 }

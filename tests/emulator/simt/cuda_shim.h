@@ -91,6 +91,11 @@ T atomicMax(T* p, T x) {
   while (old < x && !__atomic_compare_exchange_n(p, &old, x, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
   return old;
 }
+// Blocks lock with it, so it orders what is written before and after it, which on the device __threadfence does.
+template <class T>
+T atomicExch(T* p, T x) {
+  return __atomic_exchange_n(p, x, __ATOMIC_ACQ_REL);
+}
 
 // ---- Arithmetic ---------------------------------------------------------------------------------------------------
 

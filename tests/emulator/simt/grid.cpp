@@ -54,8 +54,9 @@ struct FirstError {
 
 // A machine of the pool, as this OS thread's.
 struct MachineLease {
-  explicit MachineLease(Config const& config) : machine(take_machine()) {
+  MachineLease(Config const& config, Progress& progress) : machine(take_machine()) {
     machine->config = config;
+    machine->progress = &progress;
     fiber_adopt_os_thread(machine->main);
     t_machine = machine;
   }
@@ -70,7 +71,7 @@ struct MachineLease {
 
 // Runs blocks until there are none or one has failed. Does not throw, as it is what an OS thread runs.
 void run_blocks(LaunchParams const& params, Config const& config, uint64_t num_blocks, std::atomic<uint64_t>& next,
-                FirstError& error) {
+                Progress& progress, FirstError& error) {
   uint64_t block = 0;
   auto const record = [&](std::string const& what) {
     next = num_blocks;
@@ -80,10 +81,13 @@ void run_blocks(LaunchParams const& params, Config const& config, uint64_t num_b
     error.what = std::string("kernel ") + params.name + ", block " + std::to_string(block) + what;
   };
   try {
-    MachineLease const lease(config);
+    MachineLease const lease(config, progress);
     Machine& machine = *lease.machine;
     while ((block = next.fetch_add(1)) < num_blocks) {
+      ++progress.running;
       run_block(machine, params, block);
+      ++progress.finished;
+      --progress.running;
       if (machine.error.empty()) continue;
       std::string const thread = machine.error_thread < 0 ? "" : ", thread " + std::to_string(machine.error_thread);
       record(thread + ": " + machine.error);
@@ -139,18 +143,19 @@ void launch(LaunchParams const& params) {
   if (t_machine) fail("kernel %s is launched from inside a kernel", params.name);
   Config const config = configuration();
   std::atomic<uint64_t> next{0};
+  Progress progress;
   FirstError error;
   uint64_t const cores = SIMT_TSAN ? 1 : std::max(1u, std::thread::hardware_concurrency());
   std::vector<std::thread> helpers;
   for (uint64_t i = 1; i < std::min(cores, num_blocks); ++i) {
     try {
-      helpers.emplace_back([&] { run_blocks(params, config, num_blocks, next, error); });
+      helpers.emplace_back([&] { run_blocks(params, config, num_blocks, next, progress, error); });
     } catch (std::system_error const&) {
       break;  // the system has no more threads; those that there are do the work
     }
   }
   ++t_stats.launches;
-  run_blocks(params, config, num_blocks, next, error);
+  run_blocks(params, config, num_blocks, next, progress, error);
   for (std::thread& helper : helpers) helper.join();
   if (!error.what.empty()) throw Error(error.what);
 }

@@ -5,6 +5,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "simt/async_copy.h"
@@ -42,7 +43,8 @@ namespace {
 constexpr uint64_t kPriorityPeriod = 1024;  // switches between two shuffles of the warps' priorities, on average
 constexpr uint64_t kEnginePeriod = 4;       // kRandom: switches between two operations of the engines, on average
 constexpr uint64_t kMaxPolls = 1000;        // without success, per thread, before it counts as a deadlock
-constexpr uint64_t kLandPeriod = 8;         // kRandom: switches between two landings of a cp.async, on average
+constexpr std::chrono::seconds kMaxWaitForBlocks{20};  // to end, before it counts as one
+constexpr uint64_t kLandPeriod = 8;  // kRandom: switches between two landings of a cp.async, on average
 
 // Thrown where a thread waits when its block has failed, so that nothing of it is left: neither objects on its stack
 // nor what it told a sanitizer (NoTrack).
@@ -213,6 +215,19 @@ SIMT_NO_TSAN void yield() {
   switch_from(me, false);
 }
 
+// Whether one of them still runs, or has ended since this block's threads looked last. Not for long, because the others
+// may be waiting, too.
+SIMT_NO_TSAN static bool other_blocks_may_help(Machine& m) {
+  uint64_t const finished = m.progress->finished;
+  auto const now = std::chrono::steady_clock::now();
+  if (finished != m.finished_seen) {
+    m.finished_seen = finished;
+    m.polling_since = now;
+    return true;
+  }
+  return m.progress->running > 1 && now - m.polling_since < kMaxWaitForBlocks;
+}
+
 SIMT_NO_TSAN void yield_after_poll(char const* what) {
   NoTrack no_track;
   Machine& m = machine();
@@ -221,7 +236,9 @@ SIMT_NO_TSAN void yield_after_poll(char const* what) {
     run_one_engine_op(m);
     if (!m.error.empty()) throw Error(std::exchange(m.error, std::string()));
   } else if (m.failed_polls > kMaxPolls * m.cta.nthreads) {
-    fail("deadlock: all threads that can run poll; this one %s", what);
+    if (!other_blocks_may_help(m)) fail("deadlock: all threads that can run poll; this one %s", what);
+    m.failed_polls = 0;
+    std::this_thread::yield();
   }
   yield();
 }
@@ -368,6 +385,8 @@ void prepare_block(Machine& m, LaunchParams const& params, uint64_t block) {
   m.engine_ops.clear();
   m.cp_async_pending = 0;
   m.failed_polls = 0;
+  m.finished_seen = m.progress->finished;
+  m.polling_since = std::chrono::steady_clock::now();
   m.ready.assign(cta.nthreads, nullptr);
   m.ready_head = m.ready_count = 0;
 

@@ -4,6 +4,8 @@
 #pragma once
 #include <vector_types.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -128,6 +130,11 @@ struct EngineOp {
   Thread* issuer;
 };
 
+// Of the blocks of one launch.
+struct Progress {
+  std::atomic<uint64_t> running{0}, finished{0};
+};
+
 struct Machine {
   Config config;
   Random random;
@@ -148,6 +155,9 @@ struct Machine {
   void* engine_tsan_fiber = nullptr;
   uint64_t cp_async_pending = 0;
   uint64_t failed_polls = 0;  // since a waiting thread became ready
+  Progress* progress = nullptr;
+  uint64_t finished_seen = 0;                           // of it, when all threads last polled without success,
+  std::chrono::steady_clock::time_point polling_since;  // which they have done since then
 
   char* smem = nullptr;
 };
@@ -164,7 +174,8 @@ SIMT_NO_TSAN inline Machine& machine() { return *t_machine; }
 void push_ready(Thread& thread);                                  // `thread` no longer waits
 void block_on(char const* what, uint32_t a = 0, uint32_t b = 0);  // runs others until push_ready(self())
 void yield();                                                     // lets others run
-// The same after looking for something that was not there yet. Throws when nobody does anything but look.
+// The same after looking for something that was not there yet. Throws when nobody does anything but look: no thread of
+// the block, and no other block, which may be what it waits for.
 void yield_after_poll(char const* what);
 // A point where seeded schedules may switch although the thread need not wait.
 void maybe_yield();

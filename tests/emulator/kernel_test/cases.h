@@ -1,0 +1,11 @@
+// The problems on which the kernels are tested.
+#pragma once
+#include <vector>
+
+#include "kernel_test/problem.h"
+
+namespace kernel_test {
+
+std::vector<Case> cases();
+
+}  // namespace kernel_test

@@ -1,0 +1,388 @@
+#include "quantizer_test/check.h"
+
+#include <cuda_fp8.h>
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+
+#include "arch/convert.h"
+#include "common/numerics.h"
+#include "common/quant_format.h"
+
+namespace quantizer_test {
+
+using namespace sage;
+
+namespace {
+
+using Rows = std::vector<std::vector<double>>;  // [row][channel, up to the padded head_dim]
+
+struct Failure {
+  std::string what;
+};
+
+[[gnu::format(printf, 1, 2)]] [[noreturn]] void fail(char const* format, ...) {
+  char text[300];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  throw Failure{text};
+}
+
+constexpr double kAmaxFloor = 1e-34;
+constexpr double kFloat = 1e-5;  // what float32 sums may be off, relative to their largest terms
+
+void expect_scale(char const* what, int64_t index, double scale, double amax, double limit, double slack) {
+  double const expected = std::fmax(amax, kAmaxFloor) / limit;
+  bool const right =
+      std::isfinite(amax) ? std::fabs(scale - expected) <= kFloat * (expected + slack / limit) : std::isnan(scale);
+  if (!right) fail("%s[%ld] is %g, expected %g", what, static_cast<long>(index), scale, expected);
+}
+
+// The rows [first, first + count) of one head, zeros where the sequence or head_dim ends.
+Rows rows_of(Problem const& x, std::function<float(int64_t, int)> const& element, int64_t first, int64_t end,
+             int count) {
+  Rows rows(count, std::vector<double>(x.kernels.head_dim));
+  for (int i = 0; i < count && first + i < end; ++i) {
+    for (int d = 0; d < x.head_dim(); ++d) rows[i][d] = element(first + i, d);
+  }
+  return rows;
+}
+
+double greatest(std::vector<double> const& row) {
+  double amax = 0.;
+  for (double y : row) amax = std::isnan(y) || std::isnan(amax) ? NAN : std::fmax(amax, std::fabs(y));
+  return amax;
+}
+
+// By the definition, and then in the order and with the signs of the quantizers: the bits of a channel's number below
+// the lowest 2 move up by one, the uppermost goes to the third place, and neighbours among them that are both set
+// change the sign.
+std::vector<double> rotated(std::vector<double> const& x) {
+  int const n = static_cast<int>(x.size());
+  std::vector<double> y(n);
+  for (int i = 0; i < n; ++i) {
+    double sum = 0.;
+    for (int j = 0; j < n; ++j) sum += (__builtin_popcount(i & j) % 2 ? -1. : 1.) * hadamard_sign(j) * x[j];
+    int const upper = i >> 2, place = i % 4 + ((upper << 1) % (n / 4) + (i >= n / 2 ? 1 : 0)) * 4;
+    y[place] = (__builtin_popcount(upper & upper >> 1) % 2 ? -1. : 1.) * sum / std::sqrt(n);
+  }
+  return y;
+}
+
+int sign_extend4(int nibble) { return (nibble & 15) - ((nibble & 8) << 1); }
+int int4_of(char const* bytes, int offset, int d) {
+  return sign_extend4(static_cast<unsigned char>(bytes[offset]) >> d % 2 * 4);
+}
+
+class Check {
+ public:
+  explicit Check(Problem const& x)
+      : x(x),
+        dim(x.kernels.head_dim),
+        int4(x.c.qk == QkFormat::kInt4),
+        limit(int4 ? 7. : 127.),
+        q_tile_written(x.c.num_heads_q * x.p.q_tiles.per_head),
+        k_tile_written(x.c.num_heads_kv * x.p.k_tiles.per_head) {}
+
+  void run() {
+    for (int b = 0; b < x.batch(); ++b) {
+      for (int h = 0; h < x.c.num_heads_q; ++h) check_q(b, h);
+      for (int h = 0; h < x.c.num_heads_kv; ++h) {
+        check_k(b, h);
+        if (x.v_bytes()) check_v(b, h);
+      }
+    }
+    untouched("q_out", x.q_out, q_tile_written, q_tile_bytes(int4 ? 4 : 8, dim));
+    untouched("q_scale", x.q_scale, q_tile_written, kQScalesPerTile);
+    untouched("q_mean", x.q_mean, q_tile_written, 2 * dim);
+    untouched("q_mean_scale", x.q_mean_scale, q_tile_written, 1);
+    untouched("k_out", x.k_out, k_tile_written, k_tile_bytes(dim), int4 && !x.c.smooth_q ? kKTileRows * dim / 2 : 0);
+    untouched("k_scale", x.k_scale, k_tile_written, kKScalesPerTile);
+    untouched("v_out", x.v_out, k_tile_written, kKTileRows * dim * x.v_bytes());
+    for (size_t i = 0; i < x.fold_busy.size(); ++i) {
+      bool const in = i < Problem::kFoldSlots;
+      if (in ? x.fold_busy[i] != 0 : x.fold_busy[i] == 0) fail("fold_busy[%zu] is %#x", i, x.fold_busy[i]);
+    }
+  }
+
+ private:
+  // Tiles that are not written, the last `tail` elements of those that are, and what is behind them.
+  template <class T>
+  void untouched(char const* what, std::vector<T> const& buffer, std::vector<bool> const& written, int per_tile,
+                 int tail = 0) {
+    for (size_t i = 0; i < buffer.size(); ++i) {
+      size_t const tile = i / per_tile;
+      if (tile < written.size() && written[tile] && i % per_tile < size_t(per_tile - tail)) continue;
+      auto const* const bytes = reinterpret_cast<char const*>(&buffer[i]);
+      bool const same = std::all_of(bytes, bytes + sizeof(T), [](char y) { return y == Problem::kUntouched; });
+      if (!same) fail("%s[%zu] was written", what, i);
+    }
+  }
+
+  void expect_code(char const* what, int row, int d, double got, double value, double inverse, double slack,
+                   double step = 1.) {
+    double const expected = std::isfinite(inverse) ? value * inverse : 0.;
+    double const allowed = (.5 + kFloat * slack * std::fabs(inverse)) * step;
+    bool const right = std::isfinite(inverse) ? std::fabs(got - expected) <= allowed : got == 0.;
+    if (!right) fail("%s[%d, %d] is %g, expected %g", what, row, d, got, expected);
+  }
+
+  // Means of the channels of K or V over the sequence.
+  std::vector<double> mean(std::function<float(int64_t, int)> const& element, int64_t rows) const {
+    std::vector<double> sums(dim);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int d = 0; d < x.head_dim(); ++d) sums[d] += element(i, d);
+    }
+    for (double& sum : sums) sum = rows ? sum / static_cast<double>(rows) : 0.;
+    return sums;
+  }
+
+  std::vector<double> k_mean(int b, int h) const {
+    return mean([&](int64_t i, int d) { return x.k(b, h, i, d); }, x.c.smooth_k ? x.rows_k(b) : 0);
+  }
+
+  // Subtracts, rotates; returns the largest magnitude that float32 had to do with.
+  double transform(Rows& rows, int existing, std::vector<double>& mean) const {
+    double slack = greatest(mean);
+    for (int i = 0; i < static_cast<int>(rows.size()); ++i) {
+      slack = std::fmax(slack, greatest(rows[i]));
+      for (int d = 0; d < dim && i < existing; ++d) rows[i][d] -= mean[d];
+      if (x.c.hadamard) rows[i] = rotated(rows[i]);
+    }
+    if (x.c.hadamard) mean = rotated(mean);
+    return x.c.hadamard ? slack * std::sqrt(dim) : slack;
+  }
+
+  void check_q(int b, int h) {
+    auto const element = [&](int64_t i, int d) { return x.q(b, h, i, d); };
+    std::vector<double> const k_mean_of = k_mean(b, h / (x.c.num_heads_q / x.c.num_heads_kv));
+    double const log2_scale = std::fabs(x.c.softmax_scale) * kLog2e, sign = x.c.softmax_scale < 0 ? -1. : 1.;
+    for (int64_t first = 0; first < x.rows_q(b); first += kQTileRows) {
+      int64_t const tile = x.q_tile(b, h, first / kQTileRows);
+      q_tile_written[tile] = true;
+      Rows rows = rows_of(x, element, first, x.rows_q(b), kQTileRows);
+      int const existing = static_cast<int>(std::min<int64_t>(kQTileRows, x.rows_q(b) - first));
+      for (int i = 0; i < existing && x.p.lse_shift; ++i) check_lse(b, h, first + i, rows[i], k_mean_of);
+      std::vector<double> mean(dim);
+      for (int d = 0; d < dim && x.c.smooth_q; ++d) {
+        for (auto const& row : rows) mean[d] += row[d] / existing;
+      }
+      double const slack = transform(rows, existing, mean);
+      if (x.c.smooth_q) check_q_mean(tile, mean, sign, log2_scale, slack);
+
+      int const shared = x.c.granularity == QkGranularity::kThread ? 1
+                         : x.c.granularity == QkGranularity::kWarp ? 8
+                                                                   : kQScalesPerTile;
+      std::vector<double> amax(kQScalesPerTile);
+      for (int i = 0; i < kQTileRows; ++i) {
+        double& of_group = amax[q_scale_index(i) / shared * shared];
+        double const of_row = greatest(rows[i]);
+        of_group = std::isnan(of_row) || std::isnan(of_group) ? NAN : std::fmax(of_group, of_row);
+      }
+      for (int i = 0; i < kQScalesPerTile; ++i) {
+        expect_scale("q_scale", tile * kQScalesPerTile + i, x.q_scale[tile * kQScalesPerTile + i],
+                     amax[i / shared * shared], limit / log2_scale, slack);
+      }
+      char const* const out = x.q_out.data() + tile * q_tile_bytes(int4 ? 4 : 8, dim);
+      for (int i = 0; i < kQTileRows; ++i) {
+        double const largest = amax[q_scale_index(i) / shared * shared];
+        for (int d = 0; d < dim; ++d) {
+          int const code = int4 ? int4_of(out, of_dim([&](auto n) { return q_int4_offset<n>(i, d); }), d)
+                                : static_cast<int8_t>(out[of_dim([&](auto n) { return q_int8_offset<n>(i, d); })]);
+          expect_code("q", i, d, code, rows[i][d], inverse(largest, limit) * sign, slack);
+        }
+      }
+    }
+  }
+
+  void check_lse(int b, int h, int64_t row, std::vector<double> const& q, std::vector<double> const& k) {
+    double expected = 0., magnitude = 0.;
+    for (int d = 0; d < dim; ++d) {
+      expected += q[d] * k[d] * x.c.softmax_scale;
+      magnitude += std::fabs(q[d] * k[d] * x.c.softmax_scale);
+    }
+    double const got = x.lse_shift_of(b, h, row);
+    bool const right = magnitude < 1e38 ? std::fabs(got - expected) <= kFloat * magnitude : !std::isfinite(got);
+    if (!right) fail("lse_shift[%d, %d, %ld] is %g, expected %g", b, h, static_cast<long>(row), got, expected);
+  }
+
+  void check_q_mean(int64_t tile, std::vector<double> const& mean, double sign, double log2_scale, double slack) {
+    double const amax = greatest(mean);
+    expect_scale("q_mean_scale", tile, x.q_mean_scale[tile], amax, kQMeanLimit / log2_scale, slack);
+    char const* const out = x.q_mean.data() + tile * 2 * dim;
+    for (int d = 0; d < dim; ++d) {
+      int code = 0;
+      for (int digit = 3; digit >= 0; --digit) code = code * 16 + int4_of(out, q_mean_offset(digit, d), d);
+      expect_code("q_mean", 0, d, code, mean[d], inverse(amax, kQMeanLimit) * sign, slack);
+    }
+  }
+
+  void check_k(int b, int h) {
+    auto const element = [&](int64_t i, int d) { return x.k(b, h, i, d); };
+    std::vector<double> const mean_of = k_mean(b, h);
+    for (int64_t first = 0; first < x.rows_k(b); first += kKTileRows) {
+      int64_t const tile = x.k_tile(b, h, first / kKTileRows);
+      k_tile_written[tile] = true;
+      Rows rows = rows_of(x, element, first, x.rows_k(b), kKTileRows);
+      std::vector<double> mean = mean_of;
+      double const slack = transform(rows, static_cast<int>(std::min<int64_t>(kKTileRows, x.rows_k(b) - first)), mean);
+      int const shared = x.c.granularity == QkGranularity::kThread ? 1 : kKScalesPerTile;
+      std::vector<double> amax(kKScalesPerTile);
+      for (int i = 0; i < kKTileRows; ++i) {
+        double& of_group = amax[k_scale_index(i) / shared * shared];
+        double const of_row = greatest(rows[i]);
+        of_group = std::isnan(of_row) || std::isnan(of_group) ? NAN : std::fmax(of_group, of_row);
+      }
+      for (int i = 0; i < kKScalesPerTile; ++i) {
+        expect_scale("k_scale", tile * kKScalesPerTile + i, x.k_scale[tile * kKScalesPerTile + i],
+                     amax[i / shared * shared], limit, slack);
+      }
+      char const* const out = x.k_out.data() + tile * k_tile_bytes(dim);
+      for (int i = 0; i < kKTileRows; ++i) {
+        double const factor = inverse(amax[k_scale_index(i) / shared * shared], limit);
+        for (int d = 0; d < dim; ++d) {
+          int const code = int4 ? int4_of(out, k_int4_offset(i, d), d) : static_cast<int8_t>(out[k_int8_offset(i, d)]);
+          expect_code("k", i, d, code, rows[i][d], factor, slack);
+          if (!int4 || !x.c.smooth_q) continue;
+          int const rest = int4_of(out + kKTileRows * dim / 2, k_int4_offset(i, d), d);
+          bool const cut = rest == 7;  // 8 does not exist
+          expect_code("k and its rest", i, d, code + rest / 16., rows[i][d], factor, slack * 16.,
+                      cut ? 1 / 8. : 1 / 16.);
+        }
+      }
+    }
+  }
+
+  void check_v(int b, int h) {
+    auto const element = [&](int64_t i, int d) { return x.v(b, h, i, d); };
+    int64_t const channel = (int64_t{b} * x.c.num_heads_kv + h) * dim;
+    std::vector<double> const mean_of = mean(element, x.c.smooth_v ? x.rows_k(b) : 0);
+    std::vector<double> amax(dim), slack(dim);
+    for (int d = 0; d < dim && x.scales_v(); ++d) {
+      for (int64_t i = 0; i < x.rows_k(b) && d < x.head_dim(); ++i) {
+        double const y = std::fabs(element(i, d) - mean_of[d]);
+        amax[d] = std::isnan(y) || std::isnan(amax[d]) ? NAN : std::fmax(amax[d], y);
+        slack[d] = std::fmax(slack[d], std::fabs(element(i, d)));
+      }
+      if (x.c.v_format == VFormat::kFloat16) {
+        amax[d] = std::isfinite(amax[d]) ? std::exp2(std::floor(std::log2(std::fmax(amax[d], kAmaxFloor))) + 1) : NAN;
+        amax[d] = std::fmin(amax[d], std::isnan(amax[d]) ? NAN : std::exp2(127));
+      }
+      double const v_max = x.c.v_format == VFormat::kFloat16 ? 1. : x.c.v_max;
+      expect_scale("v_scale", channel + d, x.v_scale[channel + d], amax[d], v_max, slack[d]);
+      if (!x.c.smooth_v) continue;
+      double const got = x.v_mean[channel + d];
+      bool const right =
+          std::isfinite(amax[d]) ? std::fabs(got - mean_of[d]) <= kFloat * slack[d] : !std::isfinite(got);
+      if (!right) fail("v_mean[%ld] is %g, expected %g", static_cast<long>(channel + d), got, mean_of[d]);
+    }
+    for (int64_t first = 0; first < x.rows_k(b); first += kKTileRows) {
+      int64_t const tile = x.k_tile(b, h, first / kKTileRows);
+      k_tile_written[tile] = true;
+      char const* const out = x.v_out.data() + tile * kKTileRows * dim * x.v_bytes();
+      for (int i = 0; i < kKTileRows; ++i) {
+        for (int d = 0; d < dim; ++d) {
+          bool const exists = first + i < x.rows_k(b) && d < x.head_dim();
+          double const y = exists ? element(first + i, d) : 0.;
+          check_v_element(out, i, d, exists, y, exists ? y - mean_of[d] : 0., amax[d], slack[d]);
+        }
+      }
+    }
+  }
+
+  void check_v_element(char const* out, int i, int d, bool exists, double y, double value, double amax, double slack) {
+    if (x.v_bytes() == 2) {
+      uint16_t bits;
+      std::memcpy(&bits, out + (i * dim + d) * 2, 2);
+      if (x.c.v_format == VFormat::kCopy) {
+        if (bits != from_float(static_cast<float>(y), x.c.dtype) && !std::isnan(y))
+          fail("v[%d, %d] is %#x", i, d, bits);
+        return;
+      }
+      double const got = to_float(bits, DType::kFloat16), expected = std::isnan(amax) ? 0. : y / amax;
+      if (!(std::fabs(got - expected) <= std::fabs(expected) / 2048 + 0x1p-25) && !std::isnan(amax)) {
+        fail("v[%d, %d] is %g, expected %g", i, d, got, expected);
+      }
+      return;
+    }
+    int const code = static_cast<unsigned char>(out[v8_offset(i, d)]);
+    double const factor = inverse(amax, x.c.v_max);
+    if (x.c.v_format == VFormat::kInt8) {
+      expect_code("v", i, d, static_cast<int8_t>(code), value, factor, slack);
+    } else {
+      double const expected = std::isfinite(factor) ? std::fabs(value * factor) : 0.;
+      double const step = expected < 0x1p-6 ? 0x1p-9 : std::exp2(std::floor(std::log2(expected)) - 3);
+      expect_code("v", i, d, e4m3_to_float(code), value, factor, slack / step, step);
+    }
+    if (!exists && code != 0) fail("v[%d, %d], which does not exist, is %#x", i, d, code);
+  }
+
+  static double inverse(double amax, double of) { return std::isfinite(amax) ? of / std::fmax(amax, kAmaxFloor) : NAN; }
+
+  template <class F>
+  int of_dim(F const& f) const {
+    return dim == 64    ? f(std::integral_constant<int, 64>{})
+           : dim == 128 ? f(std::integral_constant<int, 128>{})
+                        : f(std::integral_constant<int, 256>{});
+  }
+
+  Problem const& x;
+  int const dim;
+  bool const int4;
+  double const limit;
+  std::vector<bool> q_tile_written, k_tile_written;
+};
+
+}  // namespace
+
+float e4m3_to_float(int code) {
+  __half_raw const half = __nv_cvt_fp8_to_halfraw(static_cast<__nv_fp8_storage_t>(code), __NV_E4M3);
+  return __half2float(__half(half));
+}
+
+std::string check(Problem const& problem) {
+  try {
+    Check(problem).run();
+  } catch (Failure const& failure) {
+    return failure.what;
+  }
+  return "";
+}
+
+std::string check_e4m3() {
+  auto const wrong = [](float x) {
+    int const expected = __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3), got = arch::round_to_e4m3(x);
+    return std::isnan(x) ? (got & 0x7f) != 0x7f : got != expected;
+  };
+  char text[100];
+  auto const report = [&](float x) {
+    std::snprintf(text, sizeof text, "%a becomes %#x", x, arch::round_to_e4m3(x));
+    return std::string(text);
+  };
+  for (uint32_t bits = 0; bits < 65536; ++bits) {
+    for (DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+      float const x = to_float(static_cast<uint16_t>(bits), dtype);
+      if (wrong(x)) return report(x);
+    }
+  }
+  for (uint64_t bits = 0; bits >> 32 == 0; bits += 1021) {
+    float const x = arch::as_float(static_cast<uint32_t>(bits));
+    if (wrong(x)) return report(x);
+  }
+  for (int code = 0; code < 0x7e; ++code) {  // around the ties
+    float const tie = (e4m3_to_float(code) + e4m3_to_float(code + 1)) / 2;
+    for (float x : {std::nextafter(tie, 0.f), tie, std::nextafter(tie, 1000.f)}) {
+      if (wrong(x) || wrong(-x)) return report(x);
+    }
+  }
+  return "";
+}
+
+}  // namespace quantizer_test
