@@ -12,9 +12,8 @@
 
 "auto" never means the reference, which runs every recipe on every device and is asked for by name; there, recipe="auto"
 is sage1. Nor does it mean the emulator, a test tool that runs the CUDA kernels on CPU tensors; there, recipe="auto" is
-that of the GPU which SAGE_EMULATOR_ARCH names. To the CPU kernels the
-name of a preset that has a twin "<name>@cpu" means the twin, which says what they compute; fields in parentheses stay.
-A `Recipe` object is taken as it is.
+that of the GPU which SAGE_EMULATOR_ARCH names. To the CPU kernels the name of a preset that has a twin "<name>@cpu"
+means the twin, which says what they compute; fields in parentheses stay. A `Recipe` object is taken as it is.
 """
 
 from __future__ import annotations
