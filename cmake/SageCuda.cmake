@@ -1,9 +1,9 @@
 # Decides whether CUDA is built, and with which compiler and CUTLASS headers. Sets SAGE_HAS_CUDA (0 or 1) and, with 1,
 # SAGE_CUTLASS_INCLUDE_DIR and SAGE_CUTLASS_VERSION; the language CUDA and the package CUDAToolkit are then there.
 set(SAGE_HAS_CUDA 0)
-set(SAGE_CUDA_ARCHS_DEFAULT 80 89 120)
+set(SAGE_CUDA_ARCHS_DEFAULT 80 89 90 120)
 set(SAGE_CUDA_ARCHS ${SAGE_CUDA_ARCHS_DEFAULT} CACHE STRING
-  "Architectures to compile the CUDA kernels for, of 80, 86, 87, 89, 120: each those that are of use there")
+  "Architectures to compile the CUDA kernels for, of 80, 86, 87, 89, 90, 120: each those that are of use there")
 set(SAGE_CUDA_EXTRA_ARCH "" CACHE STRING
   "One more architecture to compile every kernel for that can run there: to test on such a GPU")
 set(SAGE_CUDA_VERSION_MIN 12.8)  # the first toolkit that knows sm_120

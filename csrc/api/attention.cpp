@@ -120,7 +120,7 @@ Status AttnPlan::run(AttnArgs const& args, void* workspace, Stream stream) const
   SAGE_REQUIRE(args.q.data, "q must not be null");
   SAGE_REQUIRE(args.out.data, "out must not be null");
   SAGE_TRY(check_kv(desc_, args));
-  if (selection_.cuda) return run_cuda(desc_, *selection_.cuda, args, workspace, stream);
+  if (selection_.cuda) return run_cuda(desc_, *selection_.cuda, selection_.sm_count, args, workspace, stream);
   run_cpu(desc_, *selection_.cpu, args, workspace);
   return {};
 }
@@ -131,7 +131,7 @@ Status AttnPlan::quantize_kv(AttnArgs const& args, void* buffer, Stream stream, 
   SAGE_TRY(check_packed(desc_, packed_k(desc_, args)));
   SAGE_TRY(check_buffer("buffer", buffer, quantized_kv_bytes()));
   SAGE_TRY(check_kv(desc_, args));
-  QuantizedKv made{buffer, {}, desc_, args.seqused_k != nullptr};
+  QuantizedKv made{buffer, {}, desc_, args.seqused_k != nullptr, selection_.cuda->order};
   if (desc_.batch > 0) SAGE_TRY(quantize_kv_cuda(desc_, *selection_.cuda, args, stream, &made));
   *kv = made;
   return {};
@@ -146,7 +146,7 @@ Status AttnPlan::quantize_q(AttnArgs const& args, QuantizedKv const& kv, void* b
   SAGE_TRY(check_tag(kv, desc_, *selection_.cuda, quantized_kv_bytes()));
   SAGE_TRY(check_buffer("buffer", buffer, quantized_q_bytes()));
   SAGE_REQUIRE(args.q.data || !has_queries(desc_), "q must not be null");
-  QuantizedQ const made{buffer, kv.data, desc_, quantized_q_bytes()};
+  QuantizedQ const made{buffer, kv.data, desc_, quantized_q_bytes(), selection_.cuda->order};
   if (has_queries(desc_)) SAGE_TRY(quantize_q_cuda(desc_, *selection_.cuda, args, kv, made, stream));
   *q = made;
   return {};
@@ -157,14 +157,14 @@ Status AttnPlan::run_quantized(AttnArgs const& args, QuantizedQ const& q, Quanti
   SAGE_TRY(check_mask(desc_, args));
   SAGE_TRY(check_lengths(desc_, args));
   SAGE_TRY(check_tag(kv, desc_, *selection_.cuda, quantized_kv_bytes()));
-  SAGE_TRY(check_tag(q, desc_, quantized_q_bytes()));
+  SAGE_TRY(check_tag(q, desc_, *selection_.cuda, quantized_q_bytes()));
   SAGE_REQUIRE(args.seqused_k || !kv.has_seqused_k,
                "seqused_k must be given: kv was quantized with it, and holds no keys beyond those");
   SAGE_REQUIRE(q.kv == kv.data || !args.lse || !desc_.recipe.smooth_k,
                "lse needs q and kv of one quantize_q: the mean of K that corrects it was that of another kv");
   if (!has_queries(desc_)) return {};
   SAGE_REQUIRE(args.out.data, "out must not be null");
-  return run_quantized_cuda(desc_, *selection_.cuda, args, q, kv, stream);
+  return run_quantized_cuda(desc_, *selection_.cuda, selection_.sm_count, args, q, kv, stream);
 }
 
 }  // namespace sage

@@ -38,18 +38,19 @@ Status cuda_limits(Device const& device, CudaLimits* limits) {
     *limits = *known_limits(device.architecture);
     return {};
   }
-  int major = 0, minor = 0, shared_bytes = 0;
+  int major = 0, minor = 0, shared_bytes = 0, sm_count = 0;
   struct {
     int* value;
     cudaDeviceAttr attribute;
   } const queries[] = {{&major, cudaDevAttrComputeCapabilityMajor},
                        {&minor, cudaDevAttrComputeCapabilityMinor},
-                       {&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin}};
+                       {&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin},
+                       {&sm_count, cudaDevAttrMultiProcessorCount}};
   for (auto const& [value, attribute] : queries) {
     cudaError_t const error = cudaDeviceGetAttribute(value, attribute, device.index);
     if (error != cudaSuccess) return from_cuda(error, "cudaDeviceGetAttribute");
   }
-  *limits = {10 * major + minor, static_cast<size_t>(shared_bytes)};
+  *limits = {10 * major + minor, static_cast<size_t>(shared_bytes), sm_count};
   return {};
 }
 

@@ -18,12 +18,14 @@ struct CudaDevice {
 struct CudaLimits {
   int32_t architecture;  // 10 x compute capability
   size_t shared_bytes;   // the most shared memory of a thread block
+  int32_t sm_count;
 };
 
-// CUDA C++ Programming Guide, technical specifications per compute capability.
-inline constexpr CudaLimits kKnownLimits[] = {{80, 163 * 1024}, {86, 99 * 1024},   {87, 163 * 1024},  {89, 99 * 1024},
-                                              {90, 227 * 1024}, {100, 227 * 1024}, {103, 227 * 1024}, {110, 227 * 1024},
-                                              {120, 99 * 1024}, {121, 99 * 1024}};
+// CUDA C++ Programming Guide, technical specifications per compute capability; the SMs of A100, A40, AGX Orin, L40S,
+// H100 SXM, B200, B300, Thor, RTX PRO 6000 and GB10.
+inline constexpr CudaLimits kKnownLimits[] = {
+    {80, 163 * 1024, 108},  {86, 99 * 1024, 84},    {87, 163 * 1024, 16},  {89, 99 * 1024, 142},  {90, 227 * 1024, 132},
+    {100, 227 * 1024, 148}, {103, 227 * 1024, 148}, {110, 227 * 1024, 20}, {120, 99 * 1024, 188}, {121, 99 * 1024, 48}};
 
 // Null where `architecture` is not in the table.
 inline CudaLimits const* known_limits(int32_t architecture) {

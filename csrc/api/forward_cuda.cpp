@@ -1,5 +1,6 @@
 #include "api/forward_cuda.h"
 
+#include <cmath>
 #include <limits>
 
 #include "api/device.h"
@@ -27,11 +28,10 @@ static int element_bytes(VFormat format) {
 
 static bool scales_v(VFormat format) { return format != VFormat::kInPlace && format != VFormat::kCopy; }
 
-// For accumulators that are folded; 0 where no row sees enough keys. FP8 P V whose accumulators are true float32 has
-// nothing to fold.
+// For accumulators that are folded in global memory; 0 where no row sees enough keys.
 static int32_t fold_slots(AttnDesc const& d, CudaForward const& kernels) {
-  bool const folds = kernels.pv == PvFormat::kFp8E4m3 && kernels.pv_accum != PvAccum::kFp32;
-  if (!folds || ceil_div(d.seqlen_k, kKTileRows) <= d.recipe.fold_every) return 0;
+  if (!folds(kernels.pv, kernels.pv_accum) || kernels.order == OperandOrder::kWgmma) return 0;
+  if (ceil_div(d.seqlen_k, kKTileRows) <= d.recipe.fold_every) return 0;
   int64_t const blocks = ceil_div(d.seqlen_q, kQTileRows) * d.num_heads_q * d.batch;
   return static_cast<int32_t>(blocks < kFoldSlots ? blocks : kFoldSlots);
 }
@@ -152,6 +152,7 @@ static Status quantize(AttnDesc const& d, CudaForward const& kernels, AttnArgs c
   p.v = args.v;
   p.dtype = d.dtype;
   p.softmax_scale = args.softmax_scale;
+  p.order = kernels.order;
   p.qk = r.qk;
   p.granularity = r.qk_granularity;
   p.smooth_k = r.smooth_k;
@@ -194,8 +195,8 @@ static Status quantize(AttnDesc const& d, CudaForward const& kernels, AttnArgs c
 }
 
 // Enqueues the attention kernel.
-static Status attend(AttnDesc const& d, CudaForward const& kernels, AttnArgs const& args, QuantizedQ const& q,
-                     QuantizedKv const& kv, Stream stream) {
+static Status attend(AttnDesc const& d, CudaForward const& kernels, int32_t sm_count, AttnArgs const& args,
+                     QuantizedQ const& q, QuantizedKv const& kv, Stream stream) {
   QLayout const q_layout(d, kernels);
   KvLayout const kv_layout(d, kernels);
   Recipe const& r = d.recipe;
@@ -223,12 +224,13 @@ static Status attend(AttnDesc const& d, CudaForward const& kernels, AttnArgs con
   p.window_left = d.window_left;
   p.window_right = d.window_right;
   p.mask = args.mask;
-  p.p_max = r.p_max;
+  p.sm_count = sm_count;
+  p.log2_p_max = r.pv == PvFormat::kFp8E4m3 ? std::log2(r.p_max) : 0.f;
   p.reverse_keys = r.key_order == KeyOrder::kReverse;
-  p.fold_every = std::numeric_limits<int32_t>::max();
+  bool const can_fold = q_layout.slots > 0 || kernels.order == OperandOrder::kWgmma;
+  p.fold_every = can_fold ? r.fold_every : std::numeric_limits<int32_t>::max();
   p.fold_slots = q_layout.slots;
   if (q_layout.slots > 0) {
-    p.fold_every = r.fold_every;
     p.fold_busy = at<uint32_t>(q.data, q_layout.fold_busy);
     p.fold = at<float>(q.data, q_layout.fold);
   }
@@ -243,13 +245,14 @@ static Status find_v(AttnDesc const& d, CudaForward const& kernels, AttnArgs con
   return {};
 }
 
-Status run_cuda(AttnDesc const& d, CudaForward const& kernels, AttnArgs const& args, void* workspace, Stream stream) {
+Status run_cuda(AttnDesc const& d, CudaForward const& kernels, int32_t sm_count, AttnArgs const& args, void* workspace,
+                Stream stream) {
   QuantizedQ const q{workspace, nullptr, d};
   QuantizedKv kv{at<void>(workspace, quantized_q_bytes(d, kernels)), {}, d};
   SAGE_TRY(find_v(d, kernels, args, &kv.v));
   SAGE_TRY(check_current_device(d.device.index));
   SAGE_TRY(quantize(d, kernels, args, &q, &kv, kv, args.lse, stream));
-  return attend(d, kernels, args, q, kv, stream);
+  return attend(d, kernels, sm_count, args, q, kv, stream);
 }
 
 Status quantize_kv_cuda(AttnDesc const& d, CudaForward const& kernels, AttnArgs const& args, Stream stream,
@@ -265,10 +268,10 @@ Status quantize_q_cuda(AttnDesc const& d, CudaForward const& kernels, AttnArgs c
   return quantize(d, kernels, args, &q, nullptr, kv, true, stream);
 }
 
-Status run_quantized_cuda(AttnDesc const& d, CudaForward const& kernels, AttnArgs const& args, QuantizedQ const& q,
-                          QuantizedKv const& kv, Stream stream) {
+Status run_quantized_cuda(AttnDesc const& d, CudaForward const& kernels, int32_t sm_count, AttnArgs const& args,
+                          QuantizedQ const& q, QuantizedKv const& kv, Stream stream) {
   SAGE_TRY(check_current_device(d.device.index));
-  return attend(d, kernels, args, q, kv, stream);
+  return attend(d, kernels, sm_count, args, q, kv, stream);
 }
 
 }  // namespace sage

@@ -79,6 +79,7 @@ static Status select_cpu(AttnDesc const& d, Selection* selection) {
     SAGE_SUPPORT(!r.v_per_block, "the CPU kernels serve recipe field v_granularity channel only");
     SAGE_SUPPORT(!r.smooth_q && !r.smooth_v, "the CPU kernels smooth K only, got smooth_q %d, smooth_v %d", r.smooth_q,
                  r.smooth_v);
+    SAGE_SUPPORT(!r.approximate_exp, "the CPU kernels serve recipe field approximate_exp false only, got true");
     SAGE_SUPPORT(!r.hadamard, "the CPU kernels serve recipe field hadamard false only, got true");
     SAGE_SUPPORT(r.fold_every == 1, "the CPU kernels serve recipe field fold_every 1 only, got %d", r.fold_every);
     SAGE_SUPPORT(r.key_order == KeyOrder::kForward, "the CPU kernels serve recipe field key_order forward only, got %s",

@@ -107,10 +107,15 @@ static bool serves(CudaForward const& row, PvFormat pv, PvAccum pv_accum, QkForm
   return serves(row, pv, pv_accum) && row.qk == qk;
 }
 
+static bool serves(CudaForward const& row, PvFormat pv, PvAccum pv_accum, QkFormat qk, bool approximate_exp) {
+  return serves(row, pv, pv_accum, qk) && row.approximate_exp == approximate_exp;
+}
+
 static bool serves(CudaForward const& row, AttnDesc const& d) {
   Recipe const& r = d.recipe;
   DType const operand = r.pv_accum == PvAccum::kFp32 ? d.dtype : DType::kFloat16;
-  return serves(row, r.pv, r.pv_accum, r.qk) && (row.pv != PvFormat::kFp16 || row.operand == operand);
+  return serves(row, r.pv, r.pv_accum, r.qk, r.approximate_exp) &&
+         (row.pv != PvFormat::kFp16 || row.operand == operand);
 }
 
 // Names the first field whose value no row has together with those before it.
@@ -133,22 +138,30 @@ static Status no_such_kernel(Recipe const& r) {
                build, pv, allowed.text(" or "), pv_accum);
 
   allowed = values(kQkFormats, [&](CudaForward const& row, QkFormat x) { return serves(row, r.pv, r.pv_accum, x); });
-  return make_status(
-      StatusCode::kUnsupported,
-      "the CUDA kernels of this build (%s) for pv %s with pv_accum %s serve recipe field qk %s only, got "
-      "%s",
-      build, pv, pv_accum, allowed.text(" or "), name_of(r.qk, kQkFormats));
+  found = false;
+  for (CudaForward const& row : kCudaForward) found |= serves(row, r.pv, r.pv_accum, r.qk);
+  SAGE_SUPPORT(found,
+               "the CUDA kernels of this build (%s) for pv %s with pv_accum %s serve recipe field qk %s only, got %s",
+               build, pv, pv_accum, allowed.text(" or "), name_of(r.qk, kQkFormats));
+
+  return make_status(StatusCode::kUnsupported,
+                     "the CUDA kernels of this build (%s) for qk %s, pv %s, pv_accum %s serve recipe field "
+                     "approximate_exp false only, got true",
+                     build, name_of(r.qk, kQkFormats), pv, pv_accum);
 }
 
 // What a recipe needs of the tensor cores, or of the build where they have it.
 static char const* needed_by(Recipe const& r, int architecture) {
-  bool const int4 = r.qk != QkFormat::kInt4 || architecture < 90;
-  bool const fp8 = r.pv != PvFormat::kFp8E4m3 || architecture >= 89;
-  bool const block_scaled = r.pv_accum != PvAccum::kFp32 || r.pv != PvFormat::kFp8E4m3 || architecture == 120;
-  if (int4 && fp8 && block_scaled) return "code for it in the build";
-  if (r.qk == QkFormat::kInt4)
-    return r.pv == PvFormat::kFp8E4m3 ? "INT4 and FP8 tensor cores (sm_89)" : "INT4 tensor cores (sm_80 to sm_89)";
-  return r.pv_accum == PvAccum::kFp32 ? "block-scaled FP8 tensor cores (sm_120)" : "FP8 tensor cores (sm_89 and later)";
+  bool const int4 = r.qk == QkFormat::kInt4, fp8 = r.pv == PvFormat::kFp8E4m3;
+  bool const fp16_sums = fp8 && r.pv_accum == PvAccum::kFp16Fp32, fp32_sums = fp8 && r.pv_accum == PvAccum::kFp32;
+  bool const here = (!int4 || architecture < 90) && (!fp8 || architecture >= 89) &&
+                    (!fp16_sums || architecture != 90) && (!fp32_sums || architecture == 120) &&
+                    (!r.approximate_exp || architecture == 90);
+  if (here) return "code for it in the build";
+  if (int4) return fp8 ? "INT4 and FP8 tensor cores (sm_89)" : "INT4 tensor cores (sm_80 to sm_89)";
+  if (r.approximate_exp) return "tensor cores with wgmma (sm_90)";
+  if (fp32_sums) return "block-scaled FP8 tensor cores (sm_120)";
+  return fp16_sums ? "FP8 tensor cores with mma.sync (sm_89 and sm_120)" : "FP8 tensor cores (sm_89 and later)";
 }
 
 // ---- The other fields ---------------------------------------------------------------------------------------------
@@ -214,11 +227,18 @@ static Status check_recipe(Recipe const& r) {
                "the CUDA kernels smooth V for pv int8 and fp8_e4m3 only, got smooth_v with pv %s",
                name_of(r.pv, kPvFormats));
   SAGE_REQUIRE(r.fold_every >= 1, "recipe field fold_every must be >= 1, got %d", r.fold_every);
-  bool const folds_later = r.pv == PvFormat::kFp8E4m3 && r.pv_accum != PvAccum::kFp32;
-  SAGE_SUPPORT(folds_later || r.fold_every == 1,
+  SAGE_SUPPORT(folds(r.pv, r.pv_accum) || r.fold_every == 1,
                "the CUDA kernels for pv %s with pv_accum %s serve recipe field fold_every 1 only, got %d",
                name_of(r.pv, kPvFormats), name_of(r.pv_accum, kPvAccums), r.fold_every);
   return check_scales(r);
+}
+
+// What the steps of a kernel demand: those with wgmma have two tiles of keys.
+static Status check_steps(CudaForward const& row, Recipe const& r) {
+  SAGE_SUPPORT(row.order != OperandOrder::kWgmma || r.fold_every >= 2,
+               "the CUDA kernels for pv %s on sm_90 serve recipe field fold_every >= 2 only, got %d",
+               name_of(r.pv, kPvFormats), r.fold_every);
+  return {};
 }
 
 Status select_cuda(AttnDesc const& d, Selection* selection) {
@@ -238,13 +258,15 @@ Status select_cuda(AttnDesc const& d, Selection* selection) {
     runs |= runs_here;
     if (row.head_dim < d.head_dim) continue;
     if (row.attention.smem_bytes > limits.shared_bytes) {
-      too_large = &row;
+      if (!too_large || row.attention.smem_bytes < too_large->attention.smem_bytes) too_large = &row;
       continue;
     }
     if (!runs_here) continue;
     SAGE_TRY(check_recipe(r));
+    SAGE_TRY(check_steps(row, r));
     selection->cuda = &row;
     selection->kernel_name = row.attention.name;
+    selection->sm_count = limits.sm_count;
     selection->quantized_q_bytes = quantized_q_bytes(d, row);
     selection->quantized_kv_bytes = quantized_kv_bytes(d, row);
     selection->workspace_bytes = selection->quantized_q_bytes + selection->quantized_kv_bytes;
@@ -264,10 +286,11 @@ Status select_cuda(AttnDesc const& d, Selection* selection) {
   Enumeration served = architectures([&](CudaForward const& row) { return serves(row, d); });
   return make_status(
       StatusCode::kUnsupported,
-      "the CUDA kernels of this build for qk %s, pv %s, pv_accum %s run on %s only, got sm_%d: they need "
+      "the CUDA kernels of this build for qk %s, pv %s, pv_accum %s%s run on %s only, got sm_%d: they need "
       "%s",
-      name_of(r.qk, kQkFormats), name_of(r.pv, kPvFormats), name_of(r.pv_accum, kPvAccums), served.text(" and "),
-      limits.architecture, needed_by(r, limits.architecture));
+      name_of(r.qk, kQkFormats), name_of(r.pv, kPvFormats), name_of(r.pv_accum, kPvAccums),
+      r.approximate_exp ? ", approximate_exp true" : "", served.text(" and "), limits.architecture,
+      needed_by(r, limits.architecture));
 }
 
 }  // namespace sage

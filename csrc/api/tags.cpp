@@ -18,6 +18,8 @@ constexpr Named<VFormat> kVFormats[] = {{"read in place", VFormat::kInPlace},
                                         {"float16", VFormat::kFloat16},
                                         {"int8", VFormat::kInt8},
                                         {"fp8_e4m3", VFormat::kFp8E4m3}};
+constexpr Named<OperandOrder> kOperandOrders[] = {{"mma.sync", OperandOrder::kMmaSync},
+                                                  {"wgmma", OperandOrder::kWgmma}};
 
 // The value of a field, for a message.
 struct Text {
@@ -35,6 +37,7 @@ struct Text {
   Text(PvAccum x) : Text(name_of(x, kPvAccums)) {}
   Text(KeyOrder x) : Text(name_of(x, kKeyOrders)) {}
   Text(VFormat x) : Text(name_of(x, kVFormats)) {}
+  Text(OperandOrder x) : Text(name_of(x, kOperandOrders)) {}
 
  private:
   Text(char const* x) { std::snprintf(data, sizeof data, "%s", x); }
@@ -73,6 +76,7 @@ struct Comparison {
     field("recipe field smooth_q", x.smooth_q, y.smooth_q);
     field("recipe field smooth_k", x.smooth_k, y.smooth_k);
     field("recipe field smooth_v", x.smooth_v, y.smooth_v);
+    field("recipe field approximate_exp", x.approximate_exp, y.approximate_exp);
     field("recipe field hadamard", x.hadamard, y.hadamard);
     field("batch", has.batch, needed.batch);
     field("head_dim", has.head_dim, needed.head_dim);
@@ -94,17 +98,19 @@ Status check_tag(QuantizedKv const& kv, AttnDesc const& desc, CudaForward const&
   comparison.field("num_heads_kv", kv.desc.num_heads_kv, desc.num_heads_kv);
   comparison.field("seqlen_k", kv.desc.seqlen_k, desc.seqlen_k);
   if (desc.varlen) comparison.field("total_k", kv.desc.total_k, desc.total_k);
+  comparison.field("operands for", kv.order, kernels.order);
   comparison.field("V", v_format(kv.desc, kernels), v_format(desc, kernels));
   return comparison.status;
 }
 
-Status check_tag(QuantizedQ const& q, AttnDesc const& desc, size_t quantized_q_bytes) {
+Status check_tag(QuantizedQ const& q, AttnDesc const& desc, CudaForward const& kernels, size_t quantized_q_bytes) {
   SAGE_REQUIRE(!is_empty(q.data, q.desc, quantized_q_bytes), "q is empty: quantize_q must have filled it");
   Comparison comparison{"q", {}};
   comparison.shared_fields(q.desc, desc);
   comparison.field("num_heads_q", q.desc.num_heads_q, desc.num_heads_q);
   comparison.field("seqlen_q", q.desc.seqlen_q, desc.seqlen_q);
   if (desc.varlen) comparison.field("total_q", q.desc.total_q, desc.total_q);
+  comparison.field("operands for", q.order, kernels.order);
   SAGE_TRY(comparison.status);
   // By fewer keys, or by a kernel that folds nothing, on another architecture.
   SAGE_REQUIRE(q.bytes >= quantized_q_bytes,

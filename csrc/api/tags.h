@@ -7,6 +7,6 @@ namespace sage {
 // kInvalidArgument where the view is empty, or where it and the plan differ in what decides the meaning of its bytes;
 // the message names the field. `desc` and `kernels` are the plan's.
 Status check_tag(QuantizedKv const& kv, AttnDesc const& desc, CudaForward const& kernels, size_t quantized_kv_bytes);
-Status check_tag(QuantizedQ const& q, AttnDesc const& desc, size_t quantized_q_bytes);
+Status check_tag(QuantizedQ const& q, AttnDesc const& desc, CudaForward const& kernels, size_t quantized_q_bytes);
 
 }  // namespace sage

@@ -63,6 +63,7 @@ static Recipe parse_recipe(py::object const& object) {
   recipe.smooth_q = object.attr("smooth_q").cast<bool>();
   recipe.smooth_k = object.attr("smooth_k").cast<bool>();
   recipe.smooth_v = object.attr("smooth_v").cast<bool>();
+  recipe.approximate_exp = object.attr("approximate_exp").cast<bool>();
   recipe.hadamard = object.attr("hadamard").cast<bool>();
   return recipe;
 }

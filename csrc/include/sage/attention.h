@@ -60,20 +60,26 @@ struct AttnArgs {
   int32_t const* seqused_k = nullptr;     // optional (batch): only the first seqused_k[b] keys of sequence b exist
 };
 
+// How kernels want quantized operands arranged.
+enum class OperandOrder : int32_t;
+
 // Operands that were quantized into memory of the caller: views that can be copied freely and own nothing. `desc`, of
-// the plan that wrote them, is the tag: another plan takes a view exactly if it agrees in all that decides what the
-// bytes mean. An empty view is of no use to any plan.
+// the plan that wrote them, and `order`, of its kernels, are the tag: another plan takes a view if it has the same
+// device, dtype, recipe, order and sizes of the operand, else names what differs. An empty view is of no use to any
+// plan.
 struct QuantizedKv {
   void* data = nullptr;
   TensorView v;  // the caller's V where the kernel reads it in place (see AttnPlan::quantize_kv); else empty
   AttnDesc desc;
   bool has_seqused_k = false;  // quantize_kv was given seqused_k: the keys behind those are not here
+  OperandOrder order = {};
 };
 struct QuantizedQ {
   void* data = nullptr;
   void const* kv = nullptr;  // `data` of the keys whose mean has gone into what corrects lse
   AttnDesc desc;
   size_t bytes = 0;  // of `data`
+  OperandOrder order = {};
 };
 
 namespace cpu {
@@ -88,6 +94,7 @@ struct Selection {
   cpu::ForwardKernel const* cpu = nullptr;
   CudaForward const* cuda = nullptr;
   char const* kernel_name = "";
+  int32_t sm_count = 0;  // CUDA: of the device
   size_t workspace_bytes = 0, quantized_q_bytes = 0, quantized_kv_bytes = 0;
 };
 

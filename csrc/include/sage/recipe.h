@@ -35,6 +35,7 @@ struct Recipe {
   KeyOrder key_order = KeyOrder::kForward;
   bool p_two_level = false;  // NVFP4: P is scaled to p_max before its 1x16 blocks are (SageAttention3, section 3.2)
   bool smooth_q = false, smooth_k = true, smooth_v = false;  // subtract the mean before rounding, exactly undone
+  bool approximate_exp = false;  // FP8 P: a quarter of its codes are linear in the score, not rounded exponentials
   bool hadamard = false;  // rotate Q and K by a random Hadamard matrix before rounding (QuaRot, arXiv 2404.00456)
 };
 

@@ -1,6 +1,7 @@
 // Registers of 16-bit floats to float32, float32 to registers of INT8, INT4 and e4m3, and the maximum that scales are
 // made of.
 #pragma once
+#include <cmath>
 #include <cstdint>
 
 #include "arch/math.h"
@@ -20,6 +21,7 @@ SAGE_DEVICE void bf16x2_to_float(float (&y)[2], uint32_t x) {
 
 // Adding 1.5 * 2^23 rounds a value below 2^22 to the nearest integer, ties to even, and leaves it in the lowest bits.
 constexpr float kRounder = 12582912.f;
+constexpr uint32_t kRounderBits = 0x4B400000u;
 
 // Four values times `factor`, rounded to nearest even, in one register, a lowest; each product is below 2^22 and what
 // does not fit a byte wraps.
@@ -79,6 +81,20 @@ SAGE_DEVICE uint32_t round_to_e4m3x4(float a, float b, float c, float d, float f
 #else
   return pack_bytes(round_to_e4m3(a * factor), round_to_e4m3(b * factor), round_to_e4m3(c * factor),
                     round_to_e4m3(d * factor));
+#endif
+}
+
+// Four values rounded to the nearest integer and saturated to a byte each, in one register, a lowest; NaN becomes 0
+// (PTX ISA, cvt.pack.sat.u8).
+SAGE_DEVICE uint32_t round_to_u8x4(float a, float b, float c, float d) {
+#if defined(__CUDA_ARCH__)
+  uint32_t high, y;
+  asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, %3;" : "=r"(high) : "r"(__float2int_rn(d)), "r"(__float2int_rn(c)), "r"(0));
+  asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(__float2int_rn(b)), "r"(__float2int_rn(a)), "r"(high));
+  return y;
+#else
+  auto const round = [](float x) { return x > 0.f ? static_cast<uint32_t>(std::nearbyint(x < 255.f ? x : 255.f)) : 0; };
+  return pack_bytes(round(a), round(b), round(c), round(d));
 #endif
 }
 

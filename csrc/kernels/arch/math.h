@@ -104,6 +104,15 @@ SAGE_DEVICE uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
 #endif
 }
 
+SAGE_DEVICE int max_of_three(int a, int b, int c) {
+#if defined(__CUDA_ARCH__)
+  return __vimax3_s32(a, b, c);
+#else
+  int const x = a > b ? a : b;
+  return x > c ? x : c;
+#endif
+}
+
 // x . (1, 1, 1, 1) + c over the four unsigned bytes of x.
 SAGE_DEVICE uint32_t add_bytes(uint32_t x, uint32_t c) {
 #if defined(__CUDA_ARCH__)
@@ -134,6 +143,13 @@ SAGE_DEVICE uint32_t opaque(uint32_t x, char* scratch) {
 SAGE_DEVICE uint32_t pinned(uint32_t x) {
 #if defined(__CUDA_ARCH__)
   asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+template <class T>
+SAGE_DEVICE T const* pinned(T const* x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(x));
 #endif
   return x;
 }

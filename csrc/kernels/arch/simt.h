@@ -12,6 +12,7 @@ SAGE_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 SAGE_DEVICE int warp_index() { return static_cast<int>(threadIdx.x / 32); }
 SAGE_DEVICE int lane_index() { return static_cast<int>(threadIdx.x % 32); }
 SAGE_DEVICE uint32_t block_index() { return blockIdx.x; }
+SAGE_DEVICE uint32_t num_blocks() { return gridDim.x; }
 
 SAGE_DEVICE void sync_block() { __syncthreads(); }
 SAGE_DEVICE void sync_warp() { __syncwarp(); }

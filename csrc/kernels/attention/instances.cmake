@@ -8,34 +8,41 @@ set(SAGE_KERNELS
   "sm80  | quantize_qkv | quantize/quantize_qkv.cuh | QuantizeQkv    | QuantizeParams | 64 128 256 | -"
   "sm80  | sm80_fwd     | attention/sm80_fwd.cuh    | sm80::AttnFwd  | AttnParams     | 64 128 256 | f16 bf16 f16acc f16acc_f32 int8 int4_f16 int4_bf16"
   "sm120 | sm120_fwd    | attention/sm120_fwd.cuh   | sm120::AttnFwd | AttnParams     | 64 128 256 | mxfp8"
+  "sm90  | sm90_fwd     | attention/sm90_fwd.cuh    | sm90::AttnFwd  | AttnParams     | 64 128 256 | wgmma wgmma_approx"
   "sm89  | sm89_fwd     | attention/sm89_fwd.cuh    | sm89::AttnFwd  | AttnParams     | 64 128 256 | fp8 fp8_f16acc int4_fp8 int4_fp8_f16acc")
 
-# Template argument | what it serves: recipe fields qk, pv and pv_accum, and the format of 16-bit P and V | what it needs
-# of a GPU besides its family's instructions.
-set(SAGE_MODE_f16              "sm80::Mode::kF16            | QkFormat::kInt8, PvFormat::kFp16, PvAccum::kFp32, DType::kFloat16        | -")
-set(SAGE_MODE_bf16             "sm80::Mode::kBf16           | QkFormat::kInt8, PvFormat::kFp16, PvAccum::kFp32, DType::kBFloat16       | -")
-set(SAGE_MODE_f16acc           "sm80::Mode::kF16AccF16      | QkFormat::kInt8, PvFormat::kFp16, PvAccum::kFp16, DType::kFloat16        | -")
-set(SAGE_MODE_f16acc_f32       "sm80::Mode::kF16AccF16F32   | QkFormat::kInt8, PvFormat::kFp16, PvAccum::kFp16Fp32, DType::kFloat16    | -")
-set(SAGE_MODE_int8             "sm80::Mode::kInt8           | QkFormat::kInt8, PvFormat::kInt8, PvAccum::kInt32, DType::kFloat16       | -")
-set(SAGE_MODE_int4_f16         "sm80::Mode::kInt4F16        | QkFormat::kInt4, PvFormat::kFp16, PvAccum::kFp32, DType::kFloat16        | int4")
-set(SAGE_MODE_int4_bf16        "sm80::Mode::kInt4Bf16       | QkFormat::kInt4, PvFormat::kFp16, PvAccum::kFp32, DType::kBFloat16       | int4")
-set(SAGE_MODE_fp8              "sm89::Mode::kFp8            | QkFormat::kInt8, PvFormat::kFp8E4m3, PvAccum::kFp32Fp32, DType::kFloat16 | -")
-set(SAGE_MODE_fp8_f16acc       "sm89::Mode::kFp8F16Acc      | QkFormat::kInt8, PvFormat::kFp8E4m3, PvAccum::kFp16Fp32, DType::kFloat16 | -")
-set(SAGE_MODE_int4_fp8         "sm89::Mode::kInt4Fp8        | QkFormat::kInt4, PvFormat::kFp8E4m3, PvAccum::kFp32Fp32, DType::kFloat16 | int4")
-set(SAGE_MODE_int4_fp8_f16acc  "sm89::Mode::kInt4Fp8F16Acc  | QkFormat::kInt4, PvFormat::kFp8E4m3, PvAccum::kFp16Fp32, DType::kFloat16 | int4")
-set(SAGE_MODE_mxfp8            "sm120::Mode::kMxfp8         | QkFormat::kInt8, PvFormat::kFp8E4m3, PvAccum::kFp32, DType::kFloat16     | -")
+# Template argument | what it serves: recipe fields qk, pv and pv_accum, and the format of 16-bit P and V; how it wants its
+# operands; recipe field approximate_exp | what it needs of a GPU besides its family's instructions.
+set(SAGE_MODE_f16              "sm80::Mode::kF16            | QkFormat::kInt8, PvFormat::kFp16, PvAccum::kFp32, DType::kFloat16,        OperandOrder::kMmaSync, false | -")
+set(SAGE_MODE_bf16             "sm80::Mode::kBf16           | QkFormat::kInt8, PvFormat::kFp16, PvAccum::kFp32, DType::kBFloat16,       OperandOrder::kMmaSync, false | -")
+set(SAGE_MODE_f16acc           "sm80::Mode::kF16AccF16      | QkFormat::kInt8, PvFormat::kFp16, PvAccum::kFp16, DType::kFloat16,        OperandOrder::kMmaSync, false | -")
+set(SAGE_MODE_f16acc_f32       "sm80::Mode::kF16AccF16F32   | QkFormat::kInt8, PvFormat::kFp16, PvAccum::kFp16Fp32, DType::kFloat16,    OperandOrder::kMmaSync, false | -")
+set(SAGE_MODE_int8             "sm80::Mode::kInt8           | QkFormat::kInt8, PvFormat::kInt8, PvAccum::kInt32, DType::kFloat16,       OperandOrder::kMmaSync, false | -")
+set(SAGE_MODE_int4_f16         "sm80::Mode::kInt4F16        | QkFormat::kInt4, PvFormat::kFp16, PvAccum::kFp32, DType::kFloat16,        OperandOrder::kMmaSync, false | int4")
+set(SAGE_MODE_int4_bf16        "sm80::Mode::kInt4Bf16       | QkFormat::kInt4, PvFormat::kFp16, PvAccum::kFp32, DType::kBFloat16,       OperandOrder::kMmaSync, false | int4")
+set(SAGE_MODE_fp8              "sm89::Mode::kFp8            | QkFormat::kInt8, PvFormat::kFp8E4m3, PvAccum::kFp32Fp32, DType::kFloat16, OperandOrder::kMmaSync, false | -")
+set(SAGE_MODE_fp8_f16acc       "sm89::Mode::kFp8F16Acc      | QkFormat::kInt8, PvFormat::kFp8E4m3, PvAccum::kFp16Fp32, DType::kFloat16, OperandOrder::kMmaSync, false | -")
+set(SAGE_MODE_int4_fp8         "sm89::Mode::kInt4Fp8        | QkFormat::kInt4, PvFormat::kFp8E4m3, PvAccum::kFp32Fp32, DType::kFloat16, OperandOrder::kMmaSync, false | int4")
+set(SAGE_MODE_int4_fp8_f16acc  "sm89::Mode::kInt4Fp8F16Acc  | QkFormat::kInt4, PvFormat::kFp8E4m3, PvAccum::kFp16Fp32, DType::kFloat16, OperandOrder::kMmaSync, false | int4")
+set(SAGE_MODE_mxfp8            "sm120::Mode::kMxfp8         | QkFormat::kInt8, PvFormat::kFp8E4m3, PvAccum::kFp32, DType::kFloat16,     OperandOrder::kMmaSync, false | -")
+set(SAGE_MODE_wgmma            "sm90::Mode::kExact          | QkFormat::kInt8, PvFormat::kFp8E4m3, PvAccum::kFp32Fp32, DType::kFloat16, OperandOrder::kWgmma, false   | -")
+set(SAGE_MODE_wgmma_approx     "sm90::Mode::kApproximateExp | QkFormat::kInt8, PvFormat::kFp8E4m3, PvAccum::kFp32Fp32, DType::kFloat16, OperandOrder::kWgmma, true    | -")
 
-# The architectures for which a family is meant, ascending; sm120's code is for 120a. INT4 tensor cores went with sm_90: ptxas
-# emulates them there.
-set(SAGE_ARCHITECTURES_sm80 80 86 87 89 120)
+# The architectures for which a family is meant, ascending. INT4 tensor cores went with sm_90: ptxas emulates them there.
+set(SAGE_ARCHITECTURES_sm80 80 86 87 89 90 120)
 set(SAGE_ARCHITECTURES_sm89 89 120)
+set(SAGE_ARCHITECTURES_sm90 90)
 set(SAGE_ARCHITECTURES_sm120 120)
 set(SAGE_ARCHITECTURES_int4 80 86 87 89)
 # Those with shared memory for head_dim 256 and 16-bit V, and those that share their code.
-set(SAGE_ARCHITECTURES_large_v 80 86 87 89)
+set(SAGE_ARCHITECTURES_large_v 80 86 87 89 90)
+# Whose instructions only one architecture has: their code is for 90a and 120a.
+set(SAGE_SPECIFIC_FAMILIES sm90 sm120)
 
 # Of a family alone. sm120: ptxas -O3 moves loads of V to where no registers are left for them, and spills.
 set(SAGE_NVCC_OPTIONS_sm120 -Xptxas=-O2)
+# Brings in wgmma with N = head_dim + 8, which CUTLASS leaves out of its headers for their size.
+set(SAGE_DEFINITIONS_sm90 CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED)
 
 function(sage_columns line prefix)  # sets <prefix>_0, <prefix>_1, ... to the columns of a line
   string(REGEX REPLACE " *\\| *" ";" columns "${line}")
@@ -48,7 +55,8 @@ endfunction()
 
 # Sets `result` to what a kernel is compiled for, as 80, 120 or 120a: those of `architectures` that its family and what it
 # `needs` are listed for, without those that code for a lower one serves (of the same major number; Tegra's 87 shares with
-# none). Then `extra`, whatever it is listed for, if it is not older than the family and has the shared memory.
+# none). Then `extra`, whatever it is listed for, if it is not older than the family and has its instructions and the shared
+# memory.
 function(sage_targets family needs architectures extra result)
   set(targets "")
   set(served "")
@@ -68,10 +76,13 @@ function(sage_targets family needs architectures extra result)
   endforeach()
   list(GET SAGE_ARCHITECTURES_${family} 0 oldest)
   if(extra AND extra GREATER_EQUAL oldest AND NOT (needs STREQUAL "large_v" AND extra GREATER_EQUAL 120))
-    list(APPEND targets ${extra})
-    list(REMOVE_DUPLICATES targets)
+    math(EXPR next_major "(${oldest} / 10 + 1) * 10")
+    if(extra LESS next_major OR NOT family IN_LIST SAGE_SPECIFIC_FAMILIES)
+      list(APPEND targets ${extra})
+      list(REMOVE_DUPLICATES targets)
+    endif()
   endif()
-  if(family STREQUAL "sm120")
+  if(family IN_LIST SAGE_SPECIFIC_FAMILIES)
     list(TRANSFORM targets APPEND "a")
   endif()
   set(${result} "${targets}" PARENT_SCOPE)

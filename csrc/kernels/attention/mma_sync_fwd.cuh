@@ -19,6 +19,7 @@
 #include "arch/simt.h"
 #include "arch/tensor_ops.h"
 #include "attention/params.h"
+#include "attention/store_row.h"
 #include "common/mask.h"
 #include "common/numerics.h"
 #include "common/quant_format.h"
@@ -59,7 +60,6 @@ struct MmaSyncFwd {
     char const *k, *v;                 // the sequence's first tile of K and of INT8 V, or first row of 16-bit V
     float const* k_scale;              // of the sequence's first tile
     float* fold;                       // the slot for what accumulators cannot hold (params.h), if this block needs one
-    float max_offset;                  // log2 of what P is at the maximum
     int64_t v_stride;                  // bytes of a row of 16-bit V
     uint32_t v_whole;                  // tiles of 16-bit V that exist whole, with all kHeadDim channels
     uint32_t begin, end, step;         // the tiles of keys that some row sees, in the order in which they are visited
@@ -181,13 +181,13 @@ struct MmaSyncFwd {
           bias = 0.f;
         }
         if (n < place.whole_first || n >= place.whole_last || p.mask.data || (!smooth_q && scale > kMaxBiasedScale)) {
-          tile::mask_scores(s, unit, bias, place.visible(p), p.mask, place.batch, place.head,
-                            place.row + arch::warp_index() * 16 * kMTiles, int64_t{n} * kBlockN);
+          tile::mask_scores<false>(s, unit, bias, place.visible(p), p.mask, place.batch, place.head,
+                                   place.row + arch::warp_index() * 16 * kMTiles, int64_t{n} * kBlockN);
           unit = 1.f;
           bias = 0.f;
         }
         if (exact) {
-          find_maximum(s, unit, bias, place.max_offset, tile_max);
+          find_maximum(s, unit, bias, kFp8 ? p.log2_p_max : 0.f, tile_max);
           move_maximum(tile_max, row_max, o, exp_sum, p_sum);
         }
         exponentiate(s, unit, bias, kTileMax ? tile_max : row_max, probabilities, tile_sum);
@@ -240,8 +240,8 @@ struct MmaSyncFwd {
     x.batch = static_cast<int32_t>(index / q_tiles / p.num_heads_q);
     x.head_kv = x.head / (p.num_heads_q / p.num_heads_kv);
     Sequence const s = x.sequence = p.sequences[x.batch];
-    x.q_tile = x.head * p.q_tiles.per_head + first_tile<kBlockM>(p.q_tiles, x.batch, s.row_q) + x.row / kBlockM;
-    int64_t const k_tile = x.head_kv * p.k_tiles.per_head + first_tile<kBlockN>(p.k_tiles, x.batch, s.row_k);
+    x.q_tile = p.first_q_tile(x.batch, x.head, s) + x.row / kBlockM;
+    int64_t const k_tile = p.first_k_tile(x.batch, x.head_kv, s);
     x.k = p.k + k_tile * k_tile_bytes(kHeadDim);
     x.k_scale = p.k_scale + k_tile * kKScalesPerTile;
     if (p.v_in_tiles) {
@@ -264,7 +264,6 @@ struct MmaSyncFwd {
     x.step = p.reverse_keys ? -1 : 1;
     x.whole_first = static_cast<uint32_t>(ceil_div(visible.col_begin(last_row), kBlockN));
     x.whole_last = static_cast<uint32_t>(visible.col_end(x.row) / kBlockN);
-    x.max_offset = kFp8 ? log2f(p.p_max) : 0.f;
     x.fold = nullptr;
     return x;
   }
@@ -432,14 +431,9 @@ struct MmaSyncFwd {
 
   SAGE_DEVICE static void store(Params const& p, Place const& place, Accum const& o, PerRow const& row_max,
                                 PerRow const& exp_sum, PerRow const& p_sum) {
-    Sequence const& sequence = place.sequence;
-    int const lane = arch::lane_index(), t = lane % 4;
-    int64_t const head_kv = int64_t{place.batch} * p.num_heads_kv + place.head_kv;
-    float const* const v_scale = p.v_scale ? p.v_scale + head_kv * kHeadDim : nullptr;
-    float const* const v_mean = p.v_mean ? p.v_mean + head_kv * kHeadDim : nullptr;
     SAGE_UNROLL for (int i = 0; i < 2 * kMTiles; ++i) {
       int const mt = i / 2, r = i % 2;
-      int64_t const row = place.row + (arch::warp_index() * kMTiles + mt) * 16 + r * 8 + lane / 4;
+      int64_t const row = place.row + (arch::warp_index() * kMTiles + mt) * 16 + r * 8 + arch::lane_index() / 4;
       float sum, divisor;
       if constexpr (Accum::kDivisor == tile::Divisor::kAccumulated) {
         sum = divisor = !place.fold ? o.row_sum(mt, r)
@@ -450,40 +444,17 @@ struct MmaSyncFwd {
         // Integer P cannot hold NaN, but the sum before rounding does.
         if constexpr (Accum::kDivisor == tile::Divisor::kRounded) divisor = tile::sum_of_quad(p_sum[mt][r]) + 0.f * sum;
       }
-      bool const seen = divisor != 0.f;  // else no key was: out is 0 and lse -inf, even where V or K holds NaN
-      float const factor = 1.f / divisor;
-      if (row >= sequence.seqlen_q) continue;
-      uint16_t* const out = static_cast<uint16_t*>(p.out.data) + place.batch * p.out.stride_batch +
-                            place.head * p.out.stride_head + (sequence.row_q + row) * p.out.stride_seq;
-      SAGE_UNROLL for (int n = 0; n < kHeadDim / 8; ++n) {
-        int const channel = n * 8 + t * 2;
-        float x = o.value(mt, n, 2 * r), y = o.value(mt, n, 2 * r + 1);
-        if constexpr (Accum::kFolds) {
-          if (place.fold) {
-            float4 const all = folded(place, mt * (kHeadDim / 8) + n);
-            x = r ? all.z : all.x;
-            y = r ? all.w : all.y;
-          }
-        }
-        x *= factor;
-        y *= factor;
-        if (v_scale) {
-          x *= v_scale[channel];
-          y *= v_scale[channel + 1];
-        }
-        if (v_mean) {
-          x += v_mean[channel];
-          y += v_mean[channel + 1];
-        }
-        tile::store_pair(out, channel, p.head_dim, p.out_in_pairs, p.out_dtype, seen ? x : 0.f, seen ? y : 0.f);
-      }
-      if (p.lse && t == 0) {
-        int64_t const index = p.sequences.cu_seqlens_q
-                                  ? place.head * p.total_q + sequence.row_q + row
-                                  : (int64_t{place.batch} * p.num_heads_q + place.head) * sequence.seqlen_q + row;
-        float const shift = p.lse_shift && seen ? p.lse_shift[index] : 0.f;
-        p.lse[index] = tile::log_sum_exp(row_max[mt][r], sum) + shift;
-      }
+      if (row >= place.sequence.seqlen_q) continue;
+      store_row<kHeadDim>(p, place.sequence, place.batch, place.head, row, row_max[mt][r], sum, divisor,
+                          [&](int n, int e) {
+                            if constexpr (Accum::kFolds) {
+                              if (place.fold) {
+                                float4 const all = folded(place, mt * (kHeadDim / 8) + n);
+                                return e ? (r ? all.w : all.y) : (r ? all.z : all.x);
+                              }
+                            }
+                            return o.value(mt, n, 2 * r + e);
+                          });
     }
   }
 };

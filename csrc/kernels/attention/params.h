@@ -37,11 +37,13 @@ struct AttnParams : ProblemParams {
   int64_t window_left, window_right;
   MaskView mask;
 
-  float p_max;        // FP8 P: what the largest probability of a row so far becomes
+  int32_t sm_count;  // of the device: a persistent kernel has at most so many blocks
+
+  float log2_p_max;   // FP8 P: of what the largest probability of a row so far becomes; else 0
   bool reverse_keys;  // the last key tile first
-  // FP8 P V: after so many key tiles of a block its accumulators are added to float32 ones in global memory, of which
-  // the block takes a slot. Launches that use the same slots do not run at the same time. Null where no block sees more
-  // tiles than fold_every.
+  // FP8 P V: after so many key tiles its accumulators are added to float32 ones. mma.sync kernels have these in global
+  // memory, of which a block takes a slot. Launches that use the same slots do not run at the same time. Null where no
+  // block sees more tiles than fold_every.
   int32_t fold_every;
   uint32_t* fold_busy;  // [fold_slots]: 1 while a block has the slot
   float* fold;          // [fold_slots][fold_floats(padded head_dim)], in an order of the kernel's own

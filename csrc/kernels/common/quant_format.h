@@ -8,6 +8,9 @@
 
 namespace sage {
 
+// The instructions that a kernel multiplies with, and for which its operands are arranged.
+enum class OperandOrder : int32_t { kMmaSync, kWgmma };
+
 constexpr int kQTileRows = 128;  // query rows of a tile
 constexpr int kKTileRows = 64;   // keys of a tile
 constexpr int kQScaleRows = 32;  // a warp's rows: 8 scales, scale t for rows 8 i + t (SageAttention2, section 3.2)
@@ -93,6 +96,27 @@ SAGE_HD int v8_offset(int key, int d) {
   int const position = v8_position(key);
   return d / 64 * (kKTileRows * 64) + position / 16 * 1024 + d % 64 * 16 + position % 16;
 }
+
+// INT8 Q and K and 8-bit V for wgmma are images of shared memory: rows, one behind another, whose chunks of 16 bytes
+// have changed places so that the same chunk of 8 rows lies in different banks (PTX ISA, "Strides" and the 64- and
+// 128-byte swizzling modes of section 9.7.15.5.1). Rows of 64 or 128 bytes.
+template <int kRowBytes>
+SAGE_HD int swizzled_offset(int row, int byte) {
+  int const offset = row * kRowBytes + byte;
+  return offset ^ (offset >> 3 & (kRowBytes - 16));
+}
+
+// A tile of K, and 64 rows of a tile of Q, which has two such images: panels of up to 128 channels.
+constexpr int kWgmmaRows = 64;
+template <int kHeadDim>
+SAGE_HD int wgmma_offset(int row, int d) {
+  constexpr int kPanel = kHeadDim < 128 ? kHeadDim : 128;
+  return row / kWgmmaRows * (kWgmmaRows * kHeadDim) + d / kPanel * (kWgmmaRows * kPanel) +
+         swizzled_offset<kPanel>(row % kWgmmaRows, d % kPanel);
+}
+
+// A tile of V^T: a row of 64 bytes for each channel, with the keys as v8_position has them.
+SAGE_HD int v8_wgmma_offset(int key, int d) { return swizzled_offset<kKTileRows>(d, v8_position(key)); }
 
 // Q scales: float [head][tile][kQScalesPerTile]; K scales: float [head][tile][kKScalesPerTile]; V scales: float
 // [batch][head][kHeadDim]. Coarser granularities repeat a value. A q scale carries softmax_scale * log2(e).

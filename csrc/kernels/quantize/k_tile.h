@@ -55,7 +55,7 @@ struct KTile {
 
     char* const out = place.in(p.k_out, k_tile_bytes(kHeadDim));
     if (p.qk == QkFormat::kInt8) {
-      store_int8(out, y, scale.inverse);
+      store_int8(p.order, out, y, scale.inverse);
     } else {
       uint32_t codes[4], rest[4] = {};
       SAGE_UNROLL for (int j = 0; j < 4; ++j) {
@@ -71,18 +71,16 @@ struct KTile {
   // Slot s has the keys 8 i + 2 t and 8 i + 2 t + 1 with t = s % 4 and i = s / 4 and s / 4 + 4.
   SAGE_DEVICE static int key(int j) { return (Lanes::slot() / 4 + j / 2 * 4) * 8 + Lanes::slot() % 4 * 2 + j % 2; }
 
-  SAGE_DEVICE static void store_int8(char* out, float const (&y)[4][8], float inverse) {
-    int const channel = Lanes::channel();
-    bool const odd = channel & 8;  // of 16 channels, which this lane shares with its neighbour
+  SAGE_DEVICE static void store_int8(OperandOrder order, char* out, float const (&y)[4][8], float inverse) {
+    int const chunk = Lanes::channel() / 16 * 16;  // of 16 channels, which this lane shares with its neighbour
     SAGE_UNROLL for (int j = 0; j < 4; j += 2) {
       // Two keys: the even lane stores the first, the odd lane the second.
       uint32_t first[2], second[2];
       quantize_int8x8(first, y[j], inverse);
       quantize_int8x8(second, y[j + 1], inverse);
-      uint32_t const other0 = arch::shuffle_xor(odd ? first[0] : second[0], 1);
-      uint32_t const other1 = arch::shuffle_xor(odd ? first[1] : second[1], 1);
-      *reinterpret_cast<Channels*>(out + k_int8_offset(key(j + (odd ? 1 : 0)), channel / 16 * 16)) =
-          odd ? Channels{{other0, other1, second[0], second[1]}} : Channels{{first[0], first[1], other0, other1}};
+      int const row = key(j + Lanes::channel() / 8 % 2);
+      int const offset = order == OperandOrder::kWgmma ? wgmma_offset<kHeadDim>(row, chunk) : k_int8_offset(row, chunk);
+      *reinterpret_cast<Channels*>(out + offset) = exchange_halves({first[0], first[1], second[0], second[1]}, 1);
     }
   }
 

@@ -27,6 +27,7 @@ struct QuantizeParams : ProblemParams {
   TensorView q, k, v;  // the caller's tensors: float16 or bfloat16, any strides and alignment
   DType dtype;
   float softmax_scale;        // its sign goes to the rounded Q, its magnitude and log2(e) to the scales of Q
+  OperandOrder order;         // of INT8 Q and K and of 8-bit V; kWgmma has no INT4
   QkFormat qk;                // kInt8 or kInt4
   QkGranularity granularity;  // kThread, kWarp (Q per 32 rows, K per tile) or kBlock (per tile)
   bool smooth_k;

@@ -70,23 +70,27 @@ struct QTile {
   // The mean over the tile's rows, of which the sequence has `num_rows` from the tile's first on; zeros without
   // smooth_q. Ends with a barrier.
   SAGE_DEVICE static void load_q_mean(QuantizeParams const& p, SharedStorage& shared, int64_t num_rows, Rows const& x) {
-    float sum[8] = {};
-    SAGE_UNROLL for (int j = 0; j < kGroups * 4; ++j) {
-      float y[8];
-      to_float(y, x[j], p.dtype);
+    if (p.smooth_q) {
+      float sum[8] = {};
+      SAGE_UNROLL for (int j = 0; j < kGroups * 4; ++j) {
+        float y[8];
+        to_float(y, x[j], p.dtype);
+        SAGE_UNROLL for (int c = 0; c < 8; ++c)
+          sum[c] += y[c];
+      }
       SAGE_UNROLL for (int c = 0; c < 8; ++c)
-        sum[c] += y[c];
+        shared.partial[Lanes::slot()][Lanes::channel() + c] = sum[c];
+      arch::sync_block();  // the sums of all slots are visible
     }
-    SAGE_UNROLL for (int c = 0; c < 8; ++c)
-      shared.partial[Lanes::slot()][Lanes::channel() + c] = sum[c];
-    arch::sync_block();  // the sums of all slots are visible
     int const channel = arch::thread_index();
     if (channel < kHeadDim) {
       float mean = 0.f;
-      SAGE_UNROLL for (int slot = 0; slot < kSlots; ++slot)
-        mean += shared.partial[slot][channel];
-      shared.q_mean[channel] =
-          p.smooth_q ? mean / static_cast<float>(num_rows < kQTileRows ? num_rows : kQTileRows) : 0.f;
+      if (p.smooth_q) {
+        SAGE_UNROLL for (int slot = 0; slot < kSlots; ++slot)
+          mean += shared.partial[slot][channel];
+        mean /= static_cast<float>(num_rows < kQTileRows ? num_rows : kQTileRows);
+      }
+      shared.q_mean[channel] = mean;
     }
     arch::sync_block();  // the mean of all channels is visible
   }
@@ -167,33 +171,31 @@ struct QTile {
         }
       }
       if (int8) {
-        store_int8(out, row(i, 0), codes[0], codes[1]);
-        store_int8(out, row(i, 2), codes[2], codes[3]);
+        store_int8(p.order, out, row(i, 0), codes[0], codes[1]);
+        store_int8(p.order, out, row(i, 2), codes[2], codes[3]);
       } else {
         store_int4(out, row(i, 0), codes);
       }
     }
   }
 
-  // Rows r and r + 8, 8 channels of each: a lane stores 4 channels and the 4 that are 16 further on.
-  SAGE_DEVICE static void store_int8(char* out, int r, uint32_t const (&first)[2], uint32_t const (&second)[2]) {
-    int const channel = Lanes::channel();
-    bool const upper = channel & 16;  // of 32 channels, which this lane shares with the lane 16 channels away
-    uint32_t const other0 = arch::shuffle_xor(upper ? first[0] : first[1], 2);
-    uint32_t const other1 = arch::shuffle_xor(upper ? second[0] : second[1], 2);
-    *reinterpret_cast<Channels*>(out + q_int8_offset<kHeadDim>(r, upper ? channel - 16 + 4 : channel)) =
-        upper ? Channels{{other0, other1, first[1], second[1]}} : Channels{{first[0], second[0], other0, other1}};
+  // Rows r and r + 8, 8 channels of each. For mma.sync a lane stores 4 channels and the 4 that are 16 further on of
+  // both; for wgmma 16 channels of one.
+  SAGE_DEVICE static void store_int8(OperandOrder order, char* out, int r, uint32_t const (&first)[2],
+                                     uint32_t const (&second)[2]) {
+    int const channel = Lanes::channel(), odd = channel / 8 % 2, upper = channel / 16 % 2;
+    bool const wgmma = order == OperandOrder::kWgmma;
+    int const offset = wgmma ? wgmma_offset<kHeadDim>(r + odd * 8, channel - odd * 8)
+                             : q_int8_offset<kHeadDim>(r, channel - upper * 16 + upper * 4);
+    *reinterpret_cast<Channels*>(out + offset) = exchange_halves(
+        {first[0], wgmma ? first[1] : second[0], wgmma ? second[0] : first[1], second[1]}, wgmma ? 1 : 2);
   }
 
   // Rows r, r + 8, r + 16 and r + 24: a lane stores 8 channels and the 8 that are 32 further on, of two of them.
   SAGE_DEVICE static void store_int4(char* out, int r, uint32_t const (&codes)[4][2]) {
-    int const channel = Lanes::channel();
-    bool const upper = channel & 32;  // of 64 channels, which this lane shares with the lane 32 channels away
-    uint32_t const other0 = arch::shuffle_xor(upper ? codes[0][0] : codes[2][0], 4);
-    uint32_t const other1 = arch::shuffle_xor(upper ? codes[1][0] : codes[3][0], 4);
-    *reinterpret_cast<Channels*>(out + q_int4_offset<kHeadDim>(upper ? r + 16 : r, upper ? channel - 32 : channel)) =
-        upper ? Channels{{other0, other1, codes[2][0], codes[3][0]}}
-              : Channels{{codes[0][0], codes[1][0], other0, other1}};
+    int const channel = Lanes::channel(), upper = channel / 32 % 2;
+    *reinterpret_cast<Channels*>(out + q_int4_offset<kHeadDim>(r + upper * 16, channel - upper * 32)) =
+        exchange_halves({codes[0][0], codes[1][0], codes[2][0], codes[3][0]}, 4);
   }
 
   // Of softmax_scale, the sign goes to the rounded values, so that scales are never negative.

@@ -18,7 +18,7 @@ namespace sage::quantize {
 
 constexpr int kSlots = 16;
 
-// Eight 16-bit channels.
+// Eight 16-bit channels, or as many bytes of an output.
 struct alignas(16) Channels {
   uint32_t pair[4];
 };
@@ -245,6 +245,15 @@ SAGE_DEVICE uint32_t quantize_int4x8(float const (&x)[8], float inverse) {
 SAGE_DEVICE uint32_t quantize_rest_int4x8(float const (&x)[8], float inverse) {
   uint32_t const codes = arch::round_rest_to_int4x8(x, inverse);
   return inverse == 0.f ? 0 : codes;
+}
+
+// Between two lanes that are `distance` apart, a power of two: the lower one gets the first halves of both its own
+// words and the other's, the upper one the second halves.
+SAGE_DEVICE Channels exchange_halves(uint32_t const (&x)[4], int distance) {
+  bool const upper = arch::lane_index() & distance;
+  uint32_t const other0 = arch::shuffle_xor(upper ? x[0] : x[2], distance);
+  uint32_t const other1 = arch::shuffle_xor(upper ? x[1] : x[3], distance);
+  return upper ? Channels{{other0, other1, x[2], x[3]}} : Channels{{x[0], x[1], other0, other1}};
 }
 
 // Calls take(x) with what KvStats has found for this thread's channel, in the chunks' order.

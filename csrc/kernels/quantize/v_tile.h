@@ -78,16 +78,18 @@ struct VTile {
           y[j][c] -= shared.mean[channel + c];
       }
     }
-    auto const put = [&](int c, uint32_t word) {
-      int const offset = v8_offset(key(0), channel + c);
-      *reinterpret_cast<uint32_t*>(shared.tile + chunk_place(offset / 16) * 16 + offset % 16) = word & existing;
-    };
+    uint32_t words[8];
     if (p.v_format == VFormat::kInt8) {
       SAGE_UNROLL for (int c = 0; c < 8; ++c)
-        put(c, quantize_int8x4(y[0][c], y[1][c], y[2][c], y[3][c], shared.inverse[channel + c]));
+        words[c] = quantize_int8x4(y[0][c], y[1][c], y[2][c], y[3][c], shared.inverse[channel + c]);
     } else {
       SAGE_UNROLL for (int c = 0; c < 8; ++c)
-        put(c, quantize_e4m3x4(y[0][c], y[1][c], y[2][c], y[3][c], shared.inverse[channel + c]));
+        words[c] = quantize_e4m3x4(y[0][c], y[1][c], y[2][c], y[3][c], shared.inverse[channel + c]);
+    }
+    bool const wgmma = p.order == OperandOrder::kWgmma;
+    SAGE_UNROLL for (int c = 0; c < 8; ++c) {
+      int const offset = wgmma ? v8_wgmma_offset(key(0), channel + c) : v8_offset(key(0), channel + c);
+      *reinterpret_cast<uint32_t*>(shared.tile + chunk_place(offset / 16) * 16 + offset % 16) = words[c] & existing;
     }
     arch::sync_block();  // the tile is complete
     auto* const out = place.in(static_cast<Channels*>(p.v_out), kKTileRows * kHeadDim / 16);
@@ -97,8 +99,9 @@ struct VTile {
     }
   }
 
-  // Where a chunk of 16 bytes lies in shared memory: the same channel of 8 lanes falls in different banks.
-  SAGE_DEVICE static int chunk_place(int chunk) { return chunk ^ (chunk / 8 % 8); }
+  // Where a chunk of 16 bytes lies in shared memory: the same channel of 8 lanes, whose chunks are 8 or, for wgmma, 32
+  // apart, falls in different banks.
+  SAGE_DEVICE static int chunk_place(int chunk) { return chunk ^ ((chunk / 8 ^ chunk / 32) % 8); }
 
   // The mean and the inverse scales of V; the block of the sequence's first tile stores both. Ends with a barrier.
   SAGE_DEVICE static void load_scale(QuantizeParams const& p, SharedStorage& shared, Place const& place,

@@ -7,7 +7,6 @@
 #include "arch/simt.h"
 #include "common/mask.h"
 #include "common/numerics.h"
-#include "common/quant_format.h"
 #include "sage/attention.h"
 
 namespace sage::tile {
@@ -31,8 +30,9 @@ SAGE_DEVICE float read_mask(char const* element, DType dtype) {
 
 // The scores of one warp for one tile of keys, as accumulator fragments: bits of floats, score = (s - bias) * scale.
 // Turns them into base-2 scores, -inf where the key is not seen. `row` is the warp's first row, `col` the first key.
-template <int kMTiles>
-SAGE_DEVICE void mask_scores(uint32_t (&s)[kMTiles][kKTileRows / 8][4], float scale, float bias, Mask const& visible,
+// kPinned: addresses of the mask are computed where they are used, for a caller without registers for several.
+template <bool kPinned, int kMTiles, int kNTiles>
+SAGE_DEVICE void mask_scores(uint32_t (&s)[kMTiles][kNTiles][4], float scale, float bias, Mask const& visible,
                              MaskView const& mask, int batch, int head, int64_t row, int64_t col) {
   // Pinned, so that nothing of this rare path is computed ahead of it and kept in registers.
   uint32_t const lane = arch::pinned(arch::lane_index());
@@ -43,10 +43,10 @@ SAGE_DEVICE void mask_scores(uint32_t (&s)[kMTiles][kKTileRows / 8][4], float sc
     // Relative to col, and held to the tile so that they fit 32 bits.
     auto const held = [&](int64_t end) {
       int64_t const d = end - col;
-      return static_cast<int>(d < -8 ? -8 : d > kKTileRows ? kKTileRows : d);
+      return static_cast<int>(d < -8 ? -8 : d > kNTiles * 8 ? kNTiles * 8 : d);
     };
     int const begin = held(visible.col_begin(row_i)), end = held(visible.col_end(row_i));
-    SAGE_UNROLL for (int n = 0; n < kKTileRows / 8; ++n) {
+    SAGE_UNROLL for (int n = 0; n < kNTiles; ++n) {
       SAGE_UNROLL for (int e = 0; e < 2; ++e) {
         uint32_t& bits = s[mt][n][2 * r + e];
         bool const seen = n * 8 + e >= begin && n * 8 + e < end;
@@ -59,12 +59,15 @@ SAGE_DEVICE void mask_scores(uint32_t (&s)[kMTiles][kKTileRows / 8][4], float sc
         static_cast<char const*>(mask.data) +
         (batch * mask.stride_batch + head * mask.stride_head + row_i * mask.stride_q + col * mask.stride_k) * bytes;
     int64_t const next = mask.stride_k * bytes;
-    SAGE_UNROLL for (int n = 0; n < kKTileRows / 8; ++n) {
+    SAGE_UNROLL for (int n = 0; n < kNTiles; ++n) {
       SAGE_UNROLL for (int e = 0; e < 2; ++e) {
         uint32_t& bits = s[mt][n][2 * r + e];
         float const score = arch::as_float(bits);
-        if (score != -INFINITY) bits = arch::as_uint(score + read_mask(element, mask.dtype));  // else it may not exist
+        float added = 0.f;
+        if (score != -INFINITY) added = read_mask(element, mask.dtype);  // else it may not exist
+        bits = arch::as_uint(score + added);
         element += e == 0 ? next : 7 * next;
+        if (kPinned) element = arch::pinned(element);
       }
     }
   }

@@ -17,6 +17,7 @@
 #include <cute/arch/copy_sm75.hpp>
 #include <cute/arch/mma_sm80.hpp>
 
+#include "arch/convert.h"
 #include "arch/math.h"
 #include "arch/simt.h"
 #include "arch/tensor_ops.h"
@@ -178,8 +179,8 @@ struct PvAccumInt8 {
   static constexpr Divisor kDivisor = Divisor::kRounded;
   static constexpr bool kFolds = false;
 
-  // The accumulators start at the bits of 1.5 * 2^23, so that they are floats: |sum| <= 255 * 127 * 64 < 2^22.
-  static constexpr uint32_t kSeed = 0x4B400000u;
+  // The accumulators start at the bits of kRounder, so that they are floats: |sum| <= 255 * 127 * 64 < 2^22.
+  static constexpr uint32_t kSeed = arch::kRounderBits;
 
   struct Probabilities {
     static constexpr int kMmas = kKTileRows / 32;
@@ -187,9 +188,7 @@ struct PvAccumInt8 {
     uint32_t sum[kMTiles][2] = {};  // of the rounded values
 
     SAGE_DEVICE void set(int mt, int n, int r, float p0, float p1, float p2, float p3) {
-      // Adding 1.5 * 2^23 rounds to nearest even and leaves the integer in the lowest byte.
-      auto code = [](float p) { return arch::as_uint(fmaf(p, 255.f, 12582912.f)); };
-      uint32_t const bytes = arch::pack_bytes(code(p0), code(p1), code(p2), code(p3));
+      uint32_t const bytes = arch::round_to_int8x4(p0, p1, p2, p3, 255.f);
       a[mt][n / 4][n % 4 / 2 * 2 + r] = bytes;
       sum[mt][r] = arch::add_bytes(bytes, sum[mt][r]);
     }
@@ -206,7 +205,7 @@ struct PvAccumInt8 {
         uint32_t inner[4] = {kSeed, kSeed, kSeed, kSeed};
         mma_twice<cute::SM80_16x8x32_S32U8S8S32_TN>(inner, p.a[mt][0], p.a[mt][1], b);
         SAGE_UNROLL for (int x = 0; x < 4; ++x) {
-          outer.acc[mt][n][x] = fmaf(arch::as_float(inner[x]) - 12582912.f, factor[mt][x / 2], outer.acc[mt][n][x]);
+          outer.acc[mt][n][x] = fmaf(arch::as_float(inner[x]) - arch::kRounder, factor[mt][x / 2], outer.acc[mt][n][x]);
         }
       }
     });

@@ -17,14 +17,15 @@
 #include <cute/arch/copy_sm75.hpp>
 #include <cute/arch/mma_sm80.hpp>
 
+#include "arch/convert.h"
 #include "arch/simt.h"
 #include "arch/tensor_ops.h"
 #include "common/quant_format.h"
 
 namespace sage::tile {
 
-constexpr uint32_t kSeed = 0x4B400000u;  // the bits of 1.5 * 2^23
-constexpr float kBias = 12582912.f;
+constexpr uint32_t kSeed = arch::kRounderBits;
+constexpr float kBias = arch::kRounder;
 
 // Integers of any width: a k-step of the operation takes 32 bytes of a row.
 template <class MmaOp, int kRowBytes, int kMTiles>
