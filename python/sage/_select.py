@@ -4,6 +4,7 @@
 |----------------------------------|------------------------------------------------------|-----------------------|
 | cpu                              | cpu                                                  | sage1@cpu             |
 | cuda, compute capability 8.9     | cuda                                                 | sage2pp               |
+| cuda, compute capability 9.0     | cuda                                                 | sage2                 |
 | cuda, compute capability 12.0    | cuda                                                 | sage2                 |
 | cuda, compute capability 12.1    | cuda                                                 | sage2pp               |
 | cuda, any other or none          | cuda; NotImplementedError where none of this build's | sage1                 |
@@ -42,6 +43,7 @@ _AUTO = {
     86: _NO_FP8,
     87: _NO_FP8,
     89: _FAST_FP16_SUMS,
+    90: ("sage2", "its FP8 tensor cores have FP32 accumulators at the full rate, twice that of FP16 operands"),
     120: ("sage2", "its block-scaled FP8 matmul has FP32 accumulators at the full rate"),
     121: _FAST_FP16_SUMS,
 }

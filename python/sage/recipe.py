@@ -34,6 +34,7 @@ _ALLOWED = {
 }
 
 FP16_MAX = 65504
+E4M3_MAX = 448  # 1.75 * 2^8
 # FP8 P V with pv_accum "fp16+fp32" adds up steps in a second fp16 register, each divided by this.
 FP16_FOLD = 128
 
@@ -58,7 +59,8 @@ class Recipe:
             in sagebwd, where p_max is 127), "int16", "fp8_e4m3" or "nvfp4".
         pv_accum: accumulator of P V; "a+b" accumulates fold_every steps in `a` and folds into `b`.
         block_q: query rows per tile: what "block" and "warp" scales and the smoothing of Q refer to.
-        block_k: keys per online-softmax step; integer P has one scale per row and step.
+        block_k: keys per online-softmax step; integer P has one scale per row and step. The kernels for sm_90 take two
+            steps at once up to head_dim 128.
         p_max: what the largest probability maps to: of the row and step for integer P, of the row so far otherwise.
         v_max: what the largest |v| of a scale group maps to; 0 where V is not scaled.
         v_granularity: scale V per "channel" over the sequence, or one scale per "block" of block_k keys.
@@ -71,6 +73,8 @@ class Recipe:
         smooth_v: subtract the mean of V over the sequence and add it back to the output.
         hadamard: rotate Q and K, after smoothing, by random signs and a Hadamard matrix (QuaRot, arXiv 2404.00456,
             section 3): spreads channels that are larger than the others, which no mean removes.
+        approximate_exp: a quarter of FP8 P's codes comes from a straight line of the score in place of its exponential,
+            which spares the GPU's exp2 unit; what it costs is told at `PRESETS`.
         dp: operands of dO V^T in the backward pass (SageBwd keeps them in 16 bits).
     """
 
@@ -91,6 +95,7 @@ class Recipe:
     smooth_k: bool = True
     smooth_v: bool = False
     hadamard: bool = False
+    approximate_exp: bool = False
     dp: str = "fp16"
 
     def __post_init__(self) -> None:
@@ -105,7 +110,7 @@ class Recipe:
                 raise ValueError(f"recipe field {field} must be a positive multiple of 16, got {value!r}")
         if type(self.fold_every) is not int or not 1 <= self.fold_every < 2**31:
             raise ValueError(f"recipe field fold_every must be an integer within [1, 2^31), got {self.fold_every!r}")
-        for field in ("p_two_level", "smooth_q", "smooth_k", "smooth_v", "hadamard"):
+        for field in ("p_two_level", "smooth_q", "smooth_k", "smooth_v", "hadamard", "approximate_exp"):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(f"recipe field {field} must be True or False, got {getattr(self, field)!r}")
         for field in ("p_max", "v_max"):
@@ -127,6 +132,11 @@ class Recipe:
             raise ValueError(f"recipe field v_max must be > 0 for pv {self.pv!r}, got 0")
         if self.p_two_level and self.pv != "nvfp4":
             raise ValueError(f"recipe field p_two_level goes with pv 'nvfp4', got {self.pv!r}")
+        if self.approximate_exp and (self.pv != "fp8_e4m3" or self.p_max > E4M3_MAX):
+            raise ValueError(
+                "recipe field approximate_exp goes with pv 'fp8_e4m3' and a p_max of at most 448, e4m3's largest number, "
+                f"got pv {self.pv!r} and p_max {self.p_max:g}"
+            )
         if self.fold_every > 1 and "+" not in self.pv_accum:
             raise ValueError(
                 f"recipe field fold_every must be 1 where pv_accum has one accumulator, got {self.fold_every} with "
@@ -249,6 +259,11 @@ opposite order, so that it is the last one:
 Sinks are first keys, hence the order. Without a sink they agree within 1 %. By how much the output differs from that of
 exact inner accumulators (NRMSE; 16384 normal keys, where the recipe's error is .037; FP22 for sage2), by fold_every:
 sage2 .0001 (1), .0005 (16), .0011 (32), .0024 (64), .0106 (256); sage2pp .0007 (16), .0009 (32), .0012 (64).
+
+approximate_exp raises the error of sage2 by up to 2 % on the inputs of tests/distributions.py (.0378 to .0385 on normal
+ones), and under such a sink by .5 %, 1.2 or 1.8 % where its scores are only 10 or 8 above the mean. Where the sink comes
+first in the order of the keys, as the last key in "reverse" or as the first in "forward", it is 40 % (35 and 3 %): then
+the others' P are subnormal numbers of e4m3, which lie on another line.
 """
 
 

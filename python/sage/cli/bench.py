@@ -5,7 +5,9 @@ All candidates run interleaved in one process. A time includes quantization; it 
 "x SDPA" compares with the fastest SDPA: the median of the ratios within a repeat. NRMSE (|out - truth| / |truth|) and
 the largest error are against float64 attention of the same N(0, 1) inputs. GOPS (on a GPU TOPS) counts
 4 * batch * heads * seqlen_q * seqlen_k * head_dim operations, half of that with a causal mask. On a GPU "kernel ms" and
-"kernel TOPS" are those of the attention kernel alone, on operands that were quantized before.
+"kernel TOPS" are those of the attention kernel alone, on operands that were quantized before. Each of these, and the
+fastest SDPA, then runs by itself for a while: "of peak" is its share, there, of what the tensor cores could do with its
+formats at the clock that it has there.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ import dataclasses
 import datetime
 import functools
 import itertools
+import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 import sage
+from sage import _select
 
-from . import candidates, machine, nvidia_smi, plot
+from . import candidates, machine, nvidia_smi, peaks, plot
 from .candidates import Candidate
 from .measure import (
     MIN_CUDA_SAMPLE_SECONDS,
@@ -55,10 +60,11 @@ CUDA_RECIPES = {
     "sage1(pv_accum=fp16)": "fp16 accumulators",
     "sage1_int8": "integers only",
     "sage2": "FP8 with fp32 accumulators",
+    "sage2(approximate_exp=True)": "FP8 with a quarter of P interpolated",
     "sage2pp": "FP8 with fp16 accumulators",
     "sage2_int4": "INT4 and FP8",
 }
-"""Likewise of the CUDA kernels: by default those that this GPU has."""
+"""Likewise of the CUDA kernels: by default those that this GPU has, and has the instructions for."""
 
 GPU_BACKENDS = ("cuda", "emulator")
 """Whose kernels are those of GPUs. The emulator is no choice of the command: it is how the tests measure with these."""
@@ -70,6 +76,12 @@ UNSTEADY = 1.5
 
 STATE_SECONDS = 0.3
 """How often a GPU is asked for its clock while it is measured."""
+
+SETTLE_SECONDS = 0.25
+"""Until the clock is that of what runs, and no longer of what ran before."""
+SUSTAINED_SECONDS = 0.35
+MAX_SUSTAINED_SECONDS = 2.0
+"""How long something then runs by itself: until there is a clock, but no longer than the latter."""
 
 PRESETS: dict[str, tuple[Case, ...]] = {
     "default": (
@@ -83,9 +95,9 @@ PRESETS: dict[str, tuple[Case, ...]] = {
     "decode": tuple(Case(1, 8, seqlen_q, 2048, 128) for seqlen_q in (1, 6, 16, 64)),
     "gpu": tuple(
         Case(2, 32, seqlen, seqlen, head_dim, causal)
-        for head_dim in (64, 128)
+        for head_dim in (128, 64)
         for causal in (False, True)
-        for seqlen in (1024, 2048, 4096, 8192, 16384)
+        for seqlen in (1024, 2048, 4096, 8192, 16384, 32768)
     ),
 }
 
@@ -168,15 +180,23 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _served_by_the_gpu() -> list[str]:
-    """Those of CUDA_RECIPES that have a kernel here; if none has, the first, which says why."""
+    """Those of CUDA_RECIPES that have a kernel here whose instructions the GPU has; if none has, the first, which says
+    why."""
+    architecture = _select.extension("cuda").cuda_architecture(0)
 
     def is_served(recipe: str) -> bool:
         try:
-            return bool(machine.kernel_name(recipe, "cuda"))
+            return not _is_emulated(machine.kernel_name(recipe, "cuda"), architecture)
         except NotImplementedError:
             return False
 
     return [recipe for recipe in CUDA_RECIPES if is_served(recipe)] or [next(iter(CUDA_RECIPES))]
+
+
+def _is_emulated(kernel: str, architecture: int) -> bool:
+    """Whether the compiler has put others in the place of its tensor instructions, several for one: mma.sync with INT4
+    from sm_90 on, with FP8 on sm_90."""
+    return "_int4_" in kernel and architecture >= 90 or kernel.startswith("sm89_") and architecture == 90
 
 
 def kernel_names(
@@ -209,15 +229,16 @@ def measure(
     kernels = kernel_names(cases, recipes, backend=backend, dtype=dtype)
     on_gpu = backend in GPU_BACKENDS
     settings = {"backend": backend, "dtype": dtype, "repeats": repeats}
+    gpu = machine.gpu() if on_gpu else {}
     report = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine.cpu(),
-        **({"gpu": machine.gpu()} if on_gpu else {}),
+        **({"gpu": gpu} if on_gpu else {}),
         "versions": machine.versions(),
         "settings": settings,
         "cases": [],
     }
-    measure_case = _measure_on_gpu if on_gpu else _measure_on_cpu
+    measure_case = functools.partial(_measure_on_gpu, gpu=gpu) if on_gpu else _measure_on_cpu
     samples = len(candidates.DTYPES) + len(recipes)
     if on_gpu:
         samples = len(candidates.SDPA_BACKENDS) * len(GPU_DTYPES) + 2 * len(recipes)
@@ -249,6 +270,8 @@ def _measure_on_gpu(
     kernels: dict[tuple[Case, str], str],
     settings: dict,
     step: Callable[[str], None],
+    *,
+    gpu: dict,
 ) -> dict:
     """Likewise, with the attention kernels alone, the state of the GPU meanwhile, and what did not run."""
     backend = settings["backend"]
@@ -268,16 +291,54 @@ def _measure_on_gpu(
             timed[_alone(recipe)] = alone[recipe]
         else:
             left_out[_alone(recipe)] = "its output is not that of sage.attention"
-    read = functools.partial(nvidia_smi.query, machine.gpu()["uuid"])
+    read = functools.partial(nvidia_smi.query, gpu["uuid"])
     with nvidia_smi.sampled(read, STATE_SECONDS) as states:
         timings = _time(case, timed, settings, step)
     report = _results(case, sdpa, ours, timings, truth)
-    baseline = timings[report["fastest_sdpa"]]
+    fastest = report["fastest_sdpa"]
     for result in report["results"]:
+        name = result["name"]
         if result["recipe"]:
-            timing = timings.get(_alone(result["recipe"]))
-            result["kernel_only"] = _speed(case, timing, baseline) if timing else None
+            name = _alone(name)
+            result["kernel_only"] = _speed(case, timings[name], timings[fastest]) if name in timed else None
+        result |= {"sustained": None, "peak_gops": None, "share_of_peak": None}
+        if name in timed and (result["recipe"] or name == fastest) and _mean_clock(states):
+            seconds, clock = _sustained(timed[name], timings[name].calls_per_sample, read, backend)
+            sustained = {"gops": case.operations / seconds / 1e9, "sm_clock_mhz": clock}
+            peak = _peak_gops(result, backend, gpu, clock)
+            result |= {"sustained": sustained, "peak_gops": peak}
+            result["share_of_peak"] = sustained["gops"] / peak if peak else None
     return report | {"gpu_state": nvidia_smi.ranges(states), "left_out": left_out}
+
+
+def _sustained(candidate: Candidate, calls: int, read: Callable[[], dict], backend: str) -> tuple[float, float | None]:
+    """Seconds per call where nothing else runs for a while, and the mean clock meanwhile, None where there was none."""
+    seconds = cuda_seconds if backend == "cuda" else wall_seconds
+    samples: list[float] = []
+    known: list[dict] = []
+    with candidate.within():
+        start = time.monotonic()
+        while time.monotonic() < start + SETTLE_SECONDS:
+            seconds(candidate.call, calls)
+        start = time.monotonic()
+        with nvidia_smi.sampled(read, 0) as states:
+            while not samples or time.monotonic() < start + (SUSTAINED_SECONDS if known else MAX_SUSTAINED_SECONDS):
+                samples.append(seconds(candidate.call, calls))
+                known = list(states)  # what comes when the GPU has nothing more to do does not count
+    return statistics.median(samples), _mean_clock(known)
+
+
+def _mean_clock(states: list[dict]) -> float | None:
+    clocks = [state["sm_clock_mhz"] for state in states if state.get("sm_clock_mhz")]
+    return sum(clocks) / len(clocks) if clocks else None
+
+
+def _peak_gops(result: dict, backend: str, gpu: dict, clock_mhz: float | None) -> float | None:
+    recipe = result["recipe"]
+    if recipe:
+        device = "cuda" if backend == "cuda" else "cpu"
+        recipe = sage.Recipe.parse(_select.choose(device, recipe, backend, 0)[1])
+    return peaks.peak_gops(gpu, clock_mhz, recipe, result["kernel"])
 
 
 def _alone(recipe: str) -> str:
@@ -348,7 +409,10 @@ def render(report: dict) -> str:
         "attention of the same inputs"
     )
     if on_gpu:
-        head += "\nkernel ms and kernel TOPS: the attention kernel alone, on operands quantized before"
+        head += (
+            "\nkernel ms and kernel TOPS: the attention kernel alone, on operands quantized before"
+            "\nof peak: of the tensor cores' in these formats, at the clock that the kernel, or the SDPA call, has by itself"
+        )
     return "\n\n".join([head, *map(render_case, report["cases"])])
 
 
@@ -356,12 +420,17 @@ def render_case(case: dict) -> str:
     on_gpu = "gpu_state" in case
     rows = [("", "ms", "GOPS", "x SDPA", "NRMSE", "max error", "kernel")]
     if on_gpu:
-        rows = [("", "ms", "TOPS", "x SDPA", "kernel ms", "kernel TOPS", "NRMSE", "max error", "kernel")]
+        rows = [
+            ("", "ms", "TOPS", "x SDPA", "kernel ms", "kernel TOPS", "of peak", "MHz", "NRMSE", "max error", "kernel")
+        ]
     for r in case["results"]:
         speed = [f"{r['ms']['median']:.3f}", f"{r['gops'] / 1e3 if on_gpu else r['gops']:.0f}", f"{r['speedup']:.2f}"]
         if on_gpu:
             alone = r.get("kernel_only")
             speed += [f"{alone['ms']['median']:.3f}", f"{alone['gops'] / 1e3:.0f}"] if alone else ["", ""]
+            speed.append(f"{r['share_of_peak']:.0%}" if r["share_of_peak"] else "")
+            clock = r["sustained"] and r["sustained"]["sm_clock_mhz"]
+            speed.append(f"{clock:.0f}" if clock else "")
         rows.append((r["name"], *speed, f"{r['nrmse']:.2g}", f"{r['max_error']:.2g}", r["kernel"]))
     text = f"{case['case']}{_render_facts(case)}\n{table(rows, align='<' + '>' * (len(rows[0]) - 2) + '<')}"
     reasons: dict[str, list[str]] = {}

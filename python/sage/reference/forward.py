@@ -11,7 +11,7 @@ from torch import Tensor
 from ..recipe import Recipe
 from .accumulator import Accumulator, folds
 from .geometry import Geometry
-from .numerics import round_e4m3, round_integer
+from .numerics import approximate_exp2_e4m3, round_e4m3, round_integer
 from .quantize import fp16_operand_dtype, quantize_nvfp4, quantize_v
 from .scores import Scores
 
@@ -91,7 +91,7 @@ def forward(
         new_max = torch.maximum(row_max, step_max)
         probabilities = _exp2_difference(s, new_max)
         decay = _exp2_difference(row_max, new_max)
-        p = _round_p(s, probabilities, step_max, new_max, recipe, v_dtype)
+        p = _round_p(s, first, probabilities, step_max, new_max, recipe, v_dtype)
         fold = p.scale
         if per_block:
             fold = fold * _step_scales(v_scale[..., first : first + 1, :], v_values.shape[-1], sum_is_a_channel)
@@ -134,20 +134,43 @@ class _RoundedP(NamedTuple):
 
 
 def _round_p(
-    s: Tensor, probabilities: Tensor, step_max: Tensor, new_max: Tensor, recipe: Recipe, v_dtype: torch.dtype
+    s: Tensor,
+    first: int,
+    probabilities: Tensor,
+    step_max: Tensor,
+    new_max: Tensor,
+    recipe: Recipe,
+    v_dtype: torch.dtype,
 ) -> _RoundedP:
-    """Probabilities of one step in the recipe's format. s: scores; probabilities: exp2(s - new_max)."""
+    """Probabilities of one step in the recipe's format. s: scores of the keys from `first`; probabilities:
+    exp2(s - new_max)."""
     if recipe.pv in ("int8", "int16"):
         # The largest probability of the row and step becomes p_max, whatever the steps before it held.
         values = round_integer(_exp2_difference(s, step_max) * recipe.p_max, recipe.p_max)
         return _RoundedP(values, _exp2_difference(step_max, new_max) / recipe.p_max)
     if recipe.pv == "fp8_e4m3":
-        return _RoundedP(round_e4m3(probabilities * recipe.p_max), 1.0)
+        values = round_e4m3(probabilities * recipe.p_max)
+        if recipe.approximate_exp:
+            exponent = _difference(s, new_max) + math.log2(recipe.p_max)
+            values = torch.where(_is_approximate(s, first), approximate_exp2_e4m3(exponent), values)
+        return _RoundedP(values, 1.0)
     if recipe.pv == "nvfp4":
         return _RoundedP(quantize_nvfp4(probabilities * recipe.p_max if recipe.p_two_level else probabilities), 1.0)
     return _RoundedP((probabilities * recipe.p_max).to(fp16_operand_dtype(recipe, v_dtype)).float(), 1.0)
 
 
+def _is_approximate(s: Tensor, first: int) -> Tensor:
+    """(seqlen_q, keys): which quarter of P approximate_exp takes, 16 keys in a row out of each 64 and 8 of 16 rows: what
+    a tensor-core thread holds in the same registers for every 32 keys."""
+    row = torch.arange(s.shape[-2], device=s.device)[:, None]
+    key = torch.arange(first, first + s.shape[-1], device=s.device)
+    return (key % 32 >= 16) & (key // 32 % 2 == row % 16 // 8)
+
+
+def _difference(x: Tensor, maximum: Tensor) -> Tensor:
+    """x - maximum, -inf where x is even if maximum is."""
+    return x - maximum.masked_fill(maximum == -torch.inf, 0.0)
+
+
 def _exp2_difference(x: Tensor, maximum: Tensor) -> Tensor:
-    """exp2(x - maximum), 0 where x is -inf even if maximum is."""
-    return torch.exp2(x - maximum.masked_fill(maximum == -torch.inf, 0.0))
+    return torch.exp2(_difference(x, maximum))
