@@ -17,6 +17,7 @@ CUDA_CASES = (
     ("sm89", "sage2"),
     ("sm89", "sage2pp"),
     ("sm89", "sage2_int4"),
+    ("sm90", "sage2"),
 )
 # Kernels and fields of recipes whose difference from the above a part of the tests sees, the ones marked `central`.
 CUDA_VARIANTS = (
@@ -26,6 +27,8 @@ CUDA_VARIANTS = (
     ("sm89", "sage2(fold_every=1, smooth_v=True)"),
     ("sm89", "sage2_int4(fold_every=2, hadamard=True)"),
     ("sm89", "sage2pp(p_max=448, v_max=2.25, key_order=forward)"),
+    ("sm90", "sage2(approximate_exp=True)"),
+    ("sm90", "sage2(fold_every=2, key_order=forward, smooth_v=True)"),
     ("sm120", "sage2"),
     ("sm120", "sage2(pv_accum=fp32, fold_every=1)"),
 )
@@ -90,7 +93,13 @@ BOUNDS = {
     "sage1_int8(smooth_v=True, key_order=reverse, hadamard=True)": Bounds(0.017, 0.025, 0.05, 6e-3, 9e-3, 8e-3, 2e-3),
     "sage1(qk=int4, smooth_q=True)": Bounds(0.22, 0.35, 0.6, 1e-3, 0.02, 0.03, 0.015),
     **dict.fromkeys(
-        ("sage2", "sage2(fold_every=1, smooth_v=True)", "sage2(pv_accum=fp32, fold_every=1)"),
+        (
+            "sage2",
+            "sage2(approximate_exp=True)",
+            "sage2(fold_every=1, smooth_v=True)",
+            "sage2(fold_every=2, key_order=forward, smooth_v=True)",
+            "sage2(pv_accum=fp32, fold_every=1)",
+        ),
         Bounds(0.042, 0.05, 0.06, 0.04, 0.012, 0.03, 8e-3),
     ),
     **dict.fromkeys(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from building import BUILD_DIR, REPOSITORY
-from sass_listing import PIPES, Function, Graph, parse
+from sass_listing import PIPES, Function, Graph, Instruction, parse
 
 RECORDS = REPOSITORY / "benchmarks" / "sass"
 
@@ -43,6 +43,7 @@ def figures(function: Function, head_dim: int) -> dict[str, Any]:
         "constant": resources["CONSTANT[0]"],
         "instructions": len(instructions),
     }
+    result |= registers_of_roles(instructions)
     if not any(x.pipe == "tensor" for x in instructions):
         return result
     hot = Graph(instructions, function.jump_table).hot_loop()
@@ -52,19 +53,36 @@ def figures(function: Function, head_dim: int) -> dict[str, Any]:
     pipes = collections.Counter(x.pipe for x in path)
     result["loop"] = len(loop)
     result["tensor"] = dict(sorted(collections.Counter(x.opcode for x in path if x.pipe == "tensor").items()))
+    if groups := sum(x.ends_group for x in path):
+        result["wgmma_groups"] = groups
     result |= {pipe: pipes[pipe] for pipe in PIPES if pipe != "tensor"}
-    result["slots_per_score"] = round((len(path) - pipes["tensor"]) / scores_of_lane(head_dim), 3)
+    result["slots_per_score"] = round((len(path) - pipes["tensor"]) / scores_of_lane(head_dim, result["tensor"]), 3)
     return result
 
 
+def registers_of_roles(instructions: list[Instruction]) -> dict[str, int]:
+    """Per thread, of the warps that give registers away and of those that take them."""
+    found = {}
+    for x in instructions:
+        if x.name == "USETMAXREG":
+            role = "producer_registers" if x.opcode.startswith("USETMAXREG.DEALLOC") else "consumer_registers"
+            count = int(x.text.split()[-1], 16)
+            if found.setdefault(role, count) != count:
+                raise ValueError(f"{role} are {found[role]} and {count}")
+    return dict(sorted(found.items()))
+
+
 def rows_of_warp(head_dim: int) -> int:
-    """The queries that a warp of an attention kernel has: by the sizes at the top of mma_sync_fwd.cuh."""
+    """The queries that a warp of a mma.sync kernel has: by the sizes at the top of mma_sync_fwd.cuh."""
     return 16 if head_dim == 256 else 32
 
 
-def scores_of_lane(head_dim: int) -> int:
-    """Elements of Q K^T that a lane has of a tile of 64 keys."""
-    return rows_of_warp(head_dim) * 64 // 32
+def scores_of_lane(head_dim: int, tensor: dict[str, int]) -> int:
+    """Elements of Q K^T that a lane gets on a hot path with these tensor instructions: with mma.sync those of a tile of
+    64 keys; wgmma has 64 rows of a warpgroup and the N keys of its name, 32 channels at a time."""
+    shapes = {opcode: re.match(r"IGMMA\.64x(\d+)x32\.", opcode) for opcode in tensor}
+    wgmma = sum(64 * int(shape[1]) // 128 * tensor[opcode] for opcode, shape in shapes.items() if shape)
+    return wgmma // (head_dim // 32) or rows_of_warp(head_dim) * 64 // 32
 
 
 class Unit(NamedTuple):

@@ -8,18 +8,19 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# Where an opcode executes, as Nsight Compute names the pipes of sm_80; "other" is control flow, barriers, special
-# registers and the uniform datapath.
+# Where an opcode executes, as Nsight Compute names the pipes of sm_80. "uniform" is the uniform datapath; "other" is
+# control flow, barriers and special registers.
 PIPES = {
-    "tensor": "BMMA DMMA HMMA IMMA QMMA",
+    "tensor": "BMMA DMMA HGMMA HMMA IGMMA IMMA QGMMA QMMA",
     "xu": "BREV F2F F2I FLO FRND I2F MUFU POPC",
-    "alu": "BMSK CS2R F2FP FCHK FMNMX FMNMX3 FSEL FSET FSETP HMNMX2 I2FP I2IP IABS IADD IADD3 IMNMX ISETP LEA LOP3 MOV P2R "
-    "PLOP3 PRMT R2P SEL SGXT SHF VABSDIFF VABSDIFF4 VIADD VIADDMNMX VIMNMX VIMNMX3",
+    "alu": "BMSK CS2R F2FP F2IP FCHK FMNMX FMNMX3 FSEL FSET FSETP HMNMX2 I2FP I2IP IABS IADD IADD3 IMNMX ISETP LEA LOP3 MOV P2R "
+    "PLOP3 PRMT R2P SEL SGXT SHF VABSDIFF VABSDIFF4 VHMNMX VIADD VIADDMNMX VIMNMX VIMNMX3",
     "fma": "FADD FFMA FMUL FSWZADD HADD2 HFMA2 HMUL2 HSET2 HSETP2 IDP IMAD IMUL",
-    "memory": "ATOM ATOMG ATOMS LD LDC LDG LDGSTS LDL LDS LDSM RED SHFL ST STG STL STS",
-    "other": "BAR BRA BREAK BRX BSSY BSYNC CALL CCTL CGAERRBAR DEPBAR ENDCOLLECTIVE ERRBAR EXIT LDCU LDGDEPBAR MEMBAR NANOSLEEP NOP "
-    "R2UR RET S2R S2UR UBMSK UFADD UFFMA UFLO UFMUL UFSEL UI2F UIADD3 UIMAD UIMNMX UISETP ULDC ULEA ULOP3 UMOV UP2UR UPLOP3 UPOPC UPRMT UR2UP USEL USGXT USHF VOTE VOTEU "
-    "WARPSYNC YIELD",
+    "memory": "ATOM ATOMG ATOMS LD LDC LDG LDGSTS LDL LDS LDSM RED SHFL ST STG STL STS UBLKCP UTMALDG",
+    "uniform": "LDCU R2UR S2UR UBMSK UFADD UFFMA UFLO UFMUL UFSEL UI2F UIADD3 UIMAD UIMNMX UISETP ULDC ULEA ULOP3 UMOV UP2UR "
+    "UPLOP3 UPOPC UPRMT UR2UP USEL USGXT USHF VOTEU",
+    "other": "ACQBULK BAR BRA BREAK BRX BSSY BSYNC CALL CCTL CGAERRBAR DEPBAR ELECT ENDCOLLECTIVE ERRBAR EXIT FENCE LDGDEPBAR "
+    "MEMBAR NANOSLEEP NOP PREEXIT RET S2R SYNCS UCGABAR_ARV UCGABAR_WAIT USETMAXREG VOTE WARPGROUP WARPSYNC YIELD",
 }
 PIPE_OF = {opcode: pipe for pipe, opcodes in PIPES.items() for opcode in opcodes.split()}
 INDIRECT_JUMPS = {"BRXU", "JMP", "JMX", "JMXU"}
@@ -46,6 +47,11 @@ class Instruction(NamedTuple):
                 f"unknown opcode {self.name} at 0x{self.address:x}: sort it into PIPES of tests/sass_listing.py"
             )
         return PIPE_OF[self.name]
+
+    @property
+    def ends_group(self) -> bool:
+        """Whether this wgmma is the last that a wait is for; a serialized one is, and is waited for at once."""
+        return self.pipe == "tensor" and self.text.endswith(" gsb0")
 
     @property
     def target(self) -> int | None:
@@ -188,21 +194,24 @@ class Graph:
         return loops
 
     def hot_loop(self) -> tuple[list[Instruction], list[Instruction]] | None:
-        """The smallest loop that has the most tensor instructions: all of it, and an iteration's path through it. None
-        if no loop has any.
+        """The smallest loop that has every tensor instruction of the loop with the most, and half as many: all of it, and
+        an iteration's path through it. So a loop around that over the tiles of keys may have tiles of its own, and one
+        within may repeat a product. None if no loop has any.
 
         The path is that of an iteration that does its full work in the cheapest way: of the paths with the most tensor
         instructions, of those with the most copies to shared memory, the one with the fewest instructions.
         """
 
-        def total(header: int) -> tuple[int, int]:
-            body = loops[header]
-            return sum(self.tensor[i] for i in body), -sum(len(self.blocks[i]) for i in body)
-
         loops = self.loops()
-        header = max(loops, key=total, default=None)
-        if header is None or total(header)[0] == 0:
+        tensor = {
+            header: [x.opcode for i in body for x in self.blocks[i] if x.pipe == "tensor"]
+            for header, body in loops.items()
+        }
+        most = max(tensor.values(), key=len, default=[])
+        if not most:
             return None
+        full = [header for header, x in tensor.items() if 2 * len(x) >= len(most) and set(x) == set(most)]
+        header = min(full, key=lambda header: sum(len(self.blocks[i]) for i in loops[header]))
         best: dict[int, tuple[tuple[int, int, int], list[int]]] = {}  # by the path's end
         for i in sorted(loops[header]):  # jumps back are not followed: inner loops are passed once
             (tensor, copies, length), path = ((0, 0, 0), [])

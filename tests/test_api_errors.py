@@ -99,6 +99,11 @@ ATTENTION = {
     "recipe": ({"recipe": "sage9"}, ValueError, ["recipe", "sage1", "int16", "'sage9'"]),
     "field of recipe": ({"recipe": "sage1(colour=3)"}, ValueError, ["recipe", "colour"]),
     "value of recipe": ({"recipe": "sage1(smooth_k=maybe)"}, ValueError, ["recipe", "smooth_k", "maybe"]),
+    "approximate_exp of 16 bits": (
+        {"recipe": "sage1(approximate_exp=True)"},
+        ValueError,
+        ["recipe", "approximate_exp", "fp8_e4m3"],
+    ),
     "type of recipe": ({"recipe": 3}, TypeError, ["recipe", "str or sage.Recipe", "int"]),
     "backend": ({"backend": "opencl"}, ValueError, ["backend", "auto, cuda, cpu, reference, emulator", "'opencl'"]),
     "type of backend": ({"backend": None}, TypeError, ["backend", "str", "NoneType"]),

@@ -108,24 +108,29 @@ def test_kernels_that_do_not_fit_their_registers_are_refused(tmp_path: Path, sou
 
 
 def test_unknown_cuda_architecture(tmp_path: Path) -> None:
-    output = configure(tmp_path, "SAGE_CUDA=OFF", "SAGE_CUDA_ARCHS=80;90", succeed=False)
-    assert "SAGE_CUDA_ARCHS must be a list of 80, 86, 87, 89, 120, got '90'" in output
+    output = configure(tmp_path, "SAGE_CUDA=OFF", "SAGE_CUDA_ARCHS=80;100", succeed=False)
+    assert "SAGE_CUDA_ARCHS must be a list of 80, 86, 87, 89, 90, 120, got '100'" in output
 
 
 # What the kernels of each kind are compiled for, by SAGE_CUDA_ARCHS and SAGE_CUDA_EXTRA_ARCH: sage1, INT4 with FP16 P V,
-# FP8, INT4 with FP8, MXFP8; and what build_info says.
+# FP8, INT4 with FP8, FP8 by wgmma, MXFP8; and what build_info says.
 TARGETS = {
-    ("80;89;120", ""): ("80 120", "80", "89 120", "89", "120a", "80 89 120"),
-    ("80", ""): ("80", "80", "", "", "", "80"),
-    ("120;86;80", ""): ("80 120", "80", "120", "", "120a", "80 120"),
-    ("86;87;89", ""): ("86 87", "86 87", "89", "89", "", "86 87 89"),
-    ("120", ""): ("120", "", "120", "", "120a", "120"),
-    ("89", "90"): ("89 90", "89 90", "89 90", "89 90", "", "89 90"),
-    ("", "90"): ("90", "90", "90", "90", "", "90"),
-    ("", "86"): ("86", "86", "", "", "", "86"),
-    ("80;120", "120"): ("80 120", "80 120", "120", "120", "120a", "80 120"),
-    ("120", "121"): ("120 121", "121", "120 121", "121", "120a 121a", "120 121"),
+    ("80;89;90;120", ""): ("80 90 120", "80", "89 120", "89", "90a", "120a", "80 89 90 120"),
+    ("80", ""): ("80", "80", "", "", "", "", "80"),
+    ("120;86;80", ""): ("80 120", "80", "120", "", "", "120a", "80 120"),
+    ("86;87;89", ""): ("86 87", "86 87", "89", "89", "", "", "86 87 89"),
+    ("90", ""): ("90", "", "", "", "90a", "", "90"),
+    ("120", ""): ("120", "", "120", "", "", "120a", "120"),
+    ("89", "90"): ("89 90", "89 90", "89 90", "89 90", "90a", "", "89 90"),
+    ("", "90"): ("90", "90", "90", "90", "90a", "", "90"),
+    ("80;89;90", "90"): ("80 90", "80 90", "89 90", "89 90", "90a", "", "80 89 90"),
+    ("89;90", "100"): ("89 90 100", "89 100", "89 100", "89 100", "90a", "", "89 90 100"),
+    ("", "86"): ("86", "86", "", "", "", "", "86"),
+    ("80;120", "120"): ("80 120", "80 120", "120", "120", "", "120a", "80 120"),
+    ("120", "121"): ("120 121", "121", "120 121", "121", "", "120a 121a", "120 121"),
 }
+KINDS = ["sm80_fwd_f16", "sm80_fwd_int4_f16", "sm89_fwd_fp8", "sm89_fwd_int4_fp8", "sm90_fwd_wgmma", "sm120_fwd_mxfp8"]
+WIDE_WGMMA = "-DCUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED"  # what CuTe has to be told for the width of these kernels' sums
 
 
 @pytest.mark.skipif(INFO["cuda"] == "off", reason="this build has no CUDA, so there is no compiler to configure with")
@@ -134,12 +139,13 @@ def test_targets(tmp_path: Path, listed: str, extra: str) -> None:
     """Each kernel for what it is of use on, once for those that share code; those for nothing are left out."""
     options = ("SAGE_CUDA=ON", "SAGE_CPU=OFF", f"CMAKE_CUDA_COMPILER={INFO['cuda_compiler']}")
     configure(tmp_path, *options, f"SAGE_CUDA_ARCHS={listed}", f"SAGE_CUDA_EXTRA_ARCH={extra}")
-    kinds = ("sm80_fwd_f16", "sm80_fwd_int4_f16", "sm89_fwd_fp8", "sm89_fwd_int4_fp8", "sm120_fwd_mxfp8")
-    expected = dict(zip(kinds, TARGETS[listed, extra], strict=False)) | {"quantize_qkv": TARGETS[listed, extra][0]}
-    commands = {
-        Path(entry["file"]).stem: " ".join(re.findall(r"code=\[?sm_(\w+)", entry["command"]))
+    expected = dict(zip(KINDS, TARGETS[listed, extra], strict=False)) | {"quantize_qkv": TARGETS[listed, extra][0]}
+    full = {
+        Path(entry["file"]).stem: entry["command"]
         for entry in json.loads((tmp_path / "compile_commands.json").read_text())
     }
+    commands = {stem: " ".join(re.findall(r"code=\[?sm_(\w+)", command)) for stem, command in full.items()}
+    assert all((WIDE_WGMMA in command) == stem.startswith("sm90_fwd") for stem, command in full.items())
     assert {kind: commands.get(f"{kind}_d64", "") for kind in expected} == expected
     with_room = " ".join(x for x in expected["sm80_fwd_f16"].split() if x not in ("120", "121"))  # for 16-bit V
     assert commands.get("sm80_fwd_f16_d256", "") == with_room
@@ -147,7 +153,7 @@ def test_targets(tmp_path: Path, listed: str, extra: str) -> None:
     said = (tmp_path / "csrc" / "generated" / "api" / "build_info.h").read_text()
     assert f'kCudaArchitectures[] = "{TARGETS[listed, extra][-1]}"' in said
     rows = (tmp_path / "csrc" / "generated" / "api" / "instances.h").read_text()
-    for kind in kinds:
+    for kind in KINDS:
         row = re.search(rf" {kind}_d64, \{{(.*)\}}\}},", rows)
         numbers = re.findall(r"\{(\d+), (true|false)\}", f"{row[1]}}}" if row else "")
         assert " ".join(number + "a" * (exact == "true") for number, exact in numbers) == expected[kind]

@@ -98,22 +98,24 @@ def test_info_says_what_runs_on_each_gpu(monkeypatch):
     gpu = {"sm_count": 108, "memory_bytes": 80 * 2**30}
     devices = [
         {"index": 0, "name": "GPU A", "compute_capability": "8.0", "architecture": 80, **gpu},
-        {"index": 1, "name": "GPU B", "compute_capability": "9.0", "architecture": 90, **gpu},
+        {"index": 1, "name": "GPU B", "compute_capability": "10.0", "architecture": 100, **gpu},
+        {"index": 2, "name": "GPU C", "compute_capability": "9.0", "architecture": 90, **gpu},
     ]
     fake = types.SimpleNamespace(cuda_devices=lambda: devices, build_info=_C.build_info)
     kernel_name = machine.kernel_name
 
-    def on_two_gpus(recipe: str, backend: str, device_index: int = 0) -> str:
+    def on_three_gpus(recipe: str, backend: str, device_index: int = 0) -> str:
         if device_index == 1:
-            raise NotImplementedError("no kernel of this build runs on sm_90")
-        return "sm80_fwd" if backend == "cuda" else kernel_name(recipe, backend)
+            raise NotImplementedError("no kernel of this build runs on sm_100")
+        return ("sm80_fwd", "", "sm90_fwd")[device_index] if backend == "cuda" else kernel_name(recipe, backend)
 
     monkeypatch.setattr(info, "_C", fake)
-    monkeypatch.setattr(machine, "kernel_name", on_two_gpus)
+    monkeypatch.setattr(machine, "kernel_name", on_three_gpus)
     lines = run("info")[1].splitlines()
-    of_a, of_b = (next(line for line in lines if name in line) for name in ("GPU A", "GPU B"))
+    of_a, of_b, of_c = (next(line for line in lines if f"GPU {name}" in line) for name in "ABC")
     assert "compute capability 8.0, 108 SMs, 80 GiB; auto is sage1 (sm80_fwd): it has INT8" in of_a
-    assert of_b.endswith("80 GiB; not served: no kernel of this build runs on sm_90")
+    assert of_b.endswith("80 GiB; not served: no kernel of this build runs on sm_100")
+    assert "80 GiB; auto is sage2 (sm90_fwd): its FP8 tensor cores have FP32 accumulators at the full rate" in of_c
 
 
 # ---- bench

@@ -36,7 +36,7 @@ from compat_cases import (
 )
 from distributions import nrmse
 from sage import compat
-from sage._select import choose
+from sage._select import choose, emulated
 from sage.cli import machine
 from sage.reference import exact
 
@@ -353,7 +353,9 @@ def has_kernel(recipe: str, backend: str) -> bool:
         return False
 
 
-@pytest.mark.parametrize("backend", ON_CUDA_KERNELS, indirect=True, ids=["emulator", "cuda"])
+@pytest.mark.parametrize(
+    "backend", [("emulator", "sm90"), *ON_CUDA_KERNELS], indirect=True, ids=["sm90", "emulator", "cuda"]
+)
 @pytest.mark.parametrize("name, fields, recipe", RECIPES, ids=[f"{n}-{r}" for n, _, r in RECIPES])
 def test_cuda_kernels(
     name: str, fields: dict[str, Any], recipe: str, backend: str, monkeypatch: pytest.MonkeyPatch
@@ -362,6 +364,8 @@ def test_cuda_kernels(
     lack."""
     on(backend, monkeypatch)
     q, k, v = qkv(20, 24)
+    of_fp8 = {"sm89": {"sage2", "sage2pp"}, "sm90": {"sage2"}}.get(emulated() if backend == "emulator" else "", set())
+    assert all(has_kernel(preset, backend) for preset in of_fp8)
     if name == "sageattn":
         auto = choose("cuda" if backend == "cuda" else "cpu", "auto", backend)[1]
         recipe = recipe.replace("sage1", auto)

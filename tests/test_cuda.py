@@ -75,7 +75,7 @@ def test_stream(cuda: torch.device) -> None:
 
 
 @cuda_only
-@pytest.mark.parametrize("recipe", ["sage1", "sage1_int8"])
+@pytest.mark.parametrize("recipe", ["sage1", "sage1_int8", "auto"])
 def test_graph(cuda: torch.device, recipe: str) -> None:
     """Captured once and replayed on other values."""
     static = make(cuda)
@@ -162,7 +162,7 @@ def test_compile(cuda: torch.device, mode: str) -> None:
 
 
 @cuda_only
-@pytest.mark.parametrize("recipe", ["sage1", "sage1_int8"])
+@pytest.mark.parametrize("recipe", ["sage1", "sage1_int8", "auto"])
 def test_offsets_above_32_bits(cuda: torch.device, recipe: str) -> None:
     """The last head of a tensor whose heads are 2^31 elements apart."""
     if torch.cuda.mem_get_info(cuda)[0] < 3 * 2**33:
@@ -179,10 +179,11 @@ def test_offsets_above_32_bits(cuda: torch.device, recipe: str) -> None:
 
 
 @cuda_only
-def test_repeats_bit_for_bit(cuda: torch.device) -> None:
+@pytest.mark.parametrize("recipe", ["sage1", "auto"])
+def test_repeats_bit_for_bit(cuda: torch.device, recipe: str) -> None:
     inputs = make(cuda, seqlen=1000)
-    expected = sage.attention(*inputs)
-    assert all(torch.equal(sage.attention(*inputs), expected) for _ in range(50))
+    expected = sage.attention(*inputs, recipe=recipe)
+    assert all(torch.equal(sage.attention(*inputs, recipe=recipe), expected) for _ in range(50))
 
 
 @cuda_only
@@ -251,7 +252,7 @@ def test_fake_tensors_are_checked() -> None:
 
 @pytest.mark.parametrize(
     "architecture, recipe",
-    [(80, "sage1"), (86, "sage1"), (87, "sage1"), (89, "sage2pp"), (90, "sage1"), (120, "sage2"), (121, "sage2pp")],
+    [(80, "sage1"), (86, "sage1"), (87, "sage1"), (89, "sage2pp"), (90, "sage2"), (120, "sage2"), (121, "sage2pp")],
 )
 def test_default_recipe_of_each_gpu(monkeypatch: pytest.MonkeyPatch, architecture: int, recipe: str) -> None:
     """That of the tensors' own GPU, whichever is the first; with a reason for those that have a choice."""
@@ -267,19 +268,21 @@ def test_default_recipe_of_each_gpu(monkeypatch: pytest.MonkeyPatch, architectur
 
 @needs_emulator
 @pytest.mark.parametrize(
-    "recipe, launches",
+    "gpu, recipe, launches",
     [
-        ("sage1", 3),
-        ("sage1(smooth_k=False)", 2),
-        ("sage1_int8", 3),
-        ("sage2", 3),
-        ("sage2_int4(smooth_v=True, hadamard=True)", 3),
-        ("sage2_int4(smooth_k=False, smooth_v=False)", 3),
+        ("sm89", "sage1", 3),
+        ("sm89", "sage1(smooth_k=False)", 2),
+        ("sm89", "sage1_int8", 3),
+        ("sm89", "sage2", 3),
+        ("sm89", "sage2_int4(smooth_v=True, hadamard=True)", 3),
+        ("sm89", "sage2_int4(smooth_k=False, smooth_v=False)", 3),
+        ("sm90", "sage2", 3),
+        ("sm90", "sage2(approximate_exp=True, smooth_v=True)", 3),
     ],
 )
-def test_emulated_launches(monkeypatch: pytest.MonkeyPatch, recipe: str, launches: int) -> None:
+def test_emulated_launches(monkeypatch: pytest.MonkeyPatch, gpu: str, recipe: str, launches: int) -> None:
     """The statistics of K and V, where the recipe has any; the quantizer; attention. Smoothing and rotation add none."""
-    monkeypatch.setenv(_select.EMULATED_VARIABLE, "sm89")
+    monkeypatch.setenv(_select.EMULATED_VARIABLE, gpu)
     emulator = _select.extension("emulator")
     inputs = make(torch.device("cpu"), seqlen=70)
     emulator.reset_stats()

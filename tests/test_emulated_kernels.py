@@ -6,6 +6,8 @@ They are built and found as those of test_emulator.py. With a sanitizer only SAN
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from test_emulator import run, sanitizer
@@ -13,6 +15,7 @@ from test_emulator import run, sanitizer
 MODES = {
     "sm80": ("f16", "bf16", "f16acc", "f16acc_f32", "int8", "int4_f16", "int4_bf16"),
     "sm89": ("fp8", "fp8_f16acc", "int4_fp8", "int4_fp8_f16acc"),
+    "sm90": ("wgmma", "wgmma_approx"),
     "sm120": ("mxfp8",),
 }
 PROGRAMS = ["quantizers"] + [
@@ -28,16 +31,35 @@ SANITIZED = [
     "sm80_fwd_f16_d128",
     "sm89_fwd_fp8_d64",
     "sm89_fwd_int4_fp8_f16acc_d64",
+    "sm90_fwd_wgmma_d64",
+    "sm90_fwd_wgmma_approx_d128",
+    "sm90_fwd_wgmma_d256",
 ]
-SCHEDULED = ["quantizers", "sm80_fwd_f16_d64", "sm80_fwd_int8_d64", "sm89_fwd_fp8_d64", "sm89_fwd_int4_fp8_f16acc_d64"]
+SCHEDULED = [
+    "quantizers",
+    "sm80_fwd_f16_d64",
+    "sm80_fwd_int8_d64",
+    "sm89_fwd_fp8_d64",
+    "sm89_fwd_int4_fp8_f16acc_d64",
+    "sm90_fwd_wgmma_d64",
+    "sm90_fwd_wgmma_approx_d128",
+]
 SCHEDULES = ["random:1", "random:2", "priority:1", "priority:2"]
 
 
-def check(program: str, *arguments: str, **environment: str) -> None:
+def check(program: str, *arguments: str, **environment: str) -> str:
+    """Runs a program, which must succeed; its output, with a hash of the results of each problem."""
     done = run(program, *arguments, **environment)
     problems = [line for line in done.stdout.splitlines() if "passed" not in line]
     assert done.returncode == 0, "\n".join(problems)[-8000:]
     assert f"{program}: 0 of" in done.stdout
+    return done.stdout
+
+
+@functools.cache
+def results(program: str) -> str:
+    """What a program prints under the default schedule and timing, which no other one may change."""
+    return check(program, "--quick")
 
 
 @pytest.mark.parametrize("program", SANITIZED if sanitizer() else PROGRAMS)
@@ -48,15 +70,16 @@ def test_kernels(program: str) -> None:
 @pytest.mark.parametrize("program", SCHEDULED)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules(program: str, schedule: str) -> None:
-    check(program, "--quick", SAGE_EMULATOR_SCHEDULE=schedule)
+    assert check(program, "--quick", SAGE_EMULATOR_SCHEDULE=schedule) == results(program)
 
 
 @pytest.mark.parametrize("program", SCHEDULED)
 @pytest.mark.parametrize("timing", ["late", "early", "random"])
 def test_async_timing(program: str, timing: str) -> None:
-    check(program, "--quick", SAGE_EMULATOR_ASYNC=timing, SAGE_EMULATOR_SCHEDULE="priority:3")
+    output = check(program, "--quick", SAGE_EMULATOR_ASYNC=timing, SAGE_EMULATOR_SCHEDULE="priority:3")
+    assert output == results(program)
 
 
-@pytest.mark.parametrize("program", ["sm89_fwd_fp8_d64", "sm89_fwd_int4_fp8_f16acc_d64"])
+@pytest.mark.parametrize("program", ["sm89_fwd_fp8_d64", "sm89_fwd_int4_fp8_f16acc_d64", "sm90_fwd_wgmma_d64"])
 def test_reduced_accumulators(program: str) -> None:
     check(program, SAGE_EMULATOR_ACCUMULATE="reduced")

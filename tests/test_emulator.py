@@ -53,7 +53,7 @@ def run(name: str, *arguments: str, **environment: str) -> subprocess.CompletedP
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("SAGE_EMULATOR_")}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.run(
-        [program, *arguments], env=inherited | environment, text=True, check=False, timeout=300, **pipes
+        [program, *arguments], env=inherited | environment, text=True, check=False, timeout=600, **pipes
     )
 
 

@@ -14,6 +14,7 @@ from bounds import BOUNDS, CUDA_CASES, CUDA_VARIANTS, INT4_PP
 from compare import compare
 from distributions import make as make_distribution
 from distributions import nrmse
+from kernel_reference import kernel_steps
 from sage import _select
 from sage.recipe import Recipe
 from sage.reference import exact, forward
@@ -50,6 +51,12 @@ def plan(**fields: Any) -> Any:
         ("sm89", "sage2pp", "bfloat16", 128, "sm89_fwd_fp8_f16acc_d128"),
         ("sm89", "sage2_int4", "float16", 128, "sm89_fwd_int4_fp8_d128"),
         ("sm89", INT4_PP, "bfloat16", 64, "sm89_fwd_int4_fp8_f16acc_d64"),
+        ("sm90", "sage1", "float16", 256, "sm80_fwd_f16_d256"),
+        ("sm90", "sage1_int8", "float16", 64, "sm80_fwd_int8_d64"),
+        ("sm90", "sage2", "bfloat16", 64, "sm90_fwd_wgmma_d64"),
+        ("sm90", "sage2(smooth_v=True, hadamard=True)", "float16", 80, "sm90_fwd_wgmma_d128"),
+        ("sm90", "sage2(fold_every=2)", "float16", 256, "sm90_fwd_wgmma_d256"),
+        ("sm90", "sage2(approximate_exp=True)", "float16", 128, "sm90_fwd_wgmma_approx_d128"),
         ("sm120", "sage1", "float16", 64, "sm80_fwd_f16_d64"),
         ("sm120", "sage2", "float16", 64, "sm120_fwd_mxfp8_d64"),
         ("sm120", "sage2(pv_accum=fp32, fold_every=1)", "bfloat16", 128, "sm120_fwd_mxfp8_d128"),
@@ -63,7 +70,7 @@ def test_kernel_of_a_problem(
     assert plan(recipe=recipe, dtype=dtype, head_dim=head_dim).kernel_name == kernel
 
 
-@pytest.mark.parametrize("gpu, recipe", [("sm80", "sage1"), ("sm89", "sage2pp"), ("sm120", "sage2")])
+@pytest.mark.parametrize("gpu, recipe", [("sm80", "sage1"), ("sm89", "sage2pp"), ("sm90", "sage2"), ("sm120", "sage2")])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_default_recipe_of_a_gpu(monkeypatch: pytest.MonkeyPatch, gpu: str, recipe: str, compiled: bool) -> None:
     """torch.compile asks when it traces."""
@@ -126,12 +133,21 @@ def test_int4_needs_its_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
             plan(recipe=recipe)
 
 
-def test_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(_select.EMULATED_VARIABLE, "sm90")
-    with pytest.raises(NotImplementedError, match="runs on sm_90: its code is for sm_80, sm_89 and sm_120, which"):
-        sage.attention(*make(), backend="emulator")
-    monkeypatch.delenv(_select.EMULATED_VARIABLE)
-    assert sage.attention(*make(), backend="emulator").isfinite().all()
+@pytest.mark.parametrize(
+    "gpu, recipe, message",
+    [
+        ("sm90", "sage2(fold_every=1)", "recipe field fold_every >= 2 only, got 1"),
+        ("sm90", "sage2pp", "got sm_90: they need FP8 tensor cores with mma.sync"),
+        ("sm90", "sage2_int4", "got sm_90: they need INT4"),
+        ("sm90", "sage2(pv_accum=fp32, fold_every=1)", "got sm_90: they need block-scaled FP8 tensor cores"),
+        ("sm89", "sage2(approximate_exp=True)", "got sm_89: they need .*wgmma .sm_90"),
+        ("sm90", "sage2pp(approximate_exp=True)", "serve recipe field approximate_exp false only, got true"),
+    ],
+)
+def test_refusals_around_sm90(monkeypatch: pytest.MonkeyPatch, gpu: str, recipe: str, message: str) -> None:
+    monkeypatch.setenv(_select.EMULATED_VARIABLE, gpu)
+    with pytest.raises(NotImplementedError, match=message):
+        plan(recipe=recipe)
 
 
 def test_smaller_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,21 +222,32 @@ def test_schedules_change_nothing(monkeypatch: pytest.MonkeyPatch, gpu: str, rec
             assert all(torch.equal(a, b) for a, b in zip(result, expected)), f"{schedule}, {async_timing}"
 
 
-@pytest.mark.parametrize("recipe", ["sage2", "sage2(fold_every=1)", "sage2(fold_every=3)", "sage2_int4(smooth_v=True)"])
+@pytest.mark.parametrize(
+    "gpu, recipe",
+    [
+        ("sm89", "sage2"),
+        ("sm89", "sage2(fold_every=1)"),
+        ("sm89", "sage2(fold_every=3)"),
+        ("sm89", "sage2_int4(smooth_v=True)"),
+        ("sm90", "sage2"),
+        ("sm90", "sage2(fold_every=2)"),
+        ("sm90", "sage2(fold_every=4, approximate_exp=True)"),
+    ],
+)
 def test_accumulators_that_keep_13_fraction_bits(
-    monkeypatch: pytest.MonkeyPatch, recipe: str, configured: None
+    monkeypatch: pytest.MonkeyPatch, gpu: str, recipe: str, configured: None
 ) -> None:
     """Kernel and reference cut at the same places, in their own ways, and lose as much by it: the row sum, of positive
     numbers, shows how many steps pass between folds."""
-    monkeypatch.setenv(_select.EMULATED_VARIABLE, "sm89")
+    monkeypatch.setenv(_select.EMULATED_VARIABLE, gpu)
     q, k, v = make(140, 1000)
     v = v.abs()
-    fields = Recipe.parse(recipe)
     exact_out, exact_lse = sage.attention(q, k, v, recipe=recipe, backend="emulator", return_lse=True)
     emulator.configure(accumulate="reduced")
     out, lse = sage.attention(q, k, v, recipe=recipe, backend="emulator", return_lse=True)
-    expected, expected_lse = forward(q, k, v, fields, scale=0.125, fp22=True)
-    cut = (expected_lse - forward(q, k, v, fields, scale=0.125)[1]).mean().item()
+    with kernel_steps("emulator", recipe, 64) as steps:
+        expected, expected_lse = forward(q, k, v, steps, scale=0.125, fp22=True)
+        cut = (expected_lse - forward(q, k, v, steps, scale=0.125)[1]).mean().item()
     assert not torch.equal(out, exact_out)
     bounds, largest = BOUNDS[recipe.partition("(")[0]], float(v.max())
     compare(out, expected, atol=bounds.difference * largest, what="out")
@@ -229,7 +256,10 @@ def test_accumulators_that_keep_13_fraction_bits(
     assert cut < 0 and (lse - exact_lse).mean().item() == pytest.approx(cut, rel=0.1)
 
 
-@pytest.mark.parametrize("gpu, recipe", [("sm89", "sage2"), ("sm89", "sage2pp"), ("sm89", INT4_PP), ("sm120", "sage2")])
+@pytest.mark.parametrize(
+    "gpu, recipe",
+    [("sm89", "sage2"), ("sm89", "sage2pp"), ("sm89", INT4_PP), ("sm90", "sage2"), ("sm120", "sage2")],
+)
 @pytest.mark.parametrize("seqlen_k", [64 * 32, 64 * 32 + 1, 64 * 70 + 9])
 def test_folds_of_a_long_sequence(monkeypatch: pytest.MonkeyPatch, gpu: str, recipe: str, seqlen_k: int) -> None:
     """At the presets' fold_every, 32 steps: none, a fold and one more step, several."""
@@ -237,11 +267,38 @@ def test_folds_of_a_long_sequence(monkeypatch: pytest.MonkeyPatch, gpu: str, rec
     q, k, v = (torch.randn(1, 1, n, 64, dtype=torch.float16) for n in (17, seqlen_k, seqlen_k))
     k[:, :, 5] *= 8  # moves the maximum in the last step of all, the first in the order of the keys
     out, lse = sage.attention(q, k, v, recipe=recipe, backend="emulator", return_lse=True)
-    expected, expected_lse = sage.attention(q, k, v, recipe=recipe, backend="reference", return_lse=True)
+    with kernel_steps("emulator", recipe, 64) as steps:
+        expected, expected_lse = sage.attention(q, k, v, recipe=steps, backend="reference", return_lse=True)
     bounds = BOUNDS[recipe]
     assert nrmse(out, expected) < bounds.difference_nrmse
     compare(out, expected, atol=bounds.difference * float(v.abs().max()), what="out")
     compare(lse, expected_lse, atol=bounds.lse_difference, what="lse")
+
+
+@pytest.mark.parametrize("recipe", ["sage2", "sage2(approximate_exp=True)"])
+def test_many_keys_in_the_accumulators_of_sm90(monkeypatch: pytest.MonkeyPatch, recipe: str, configured: None) -> None:
+    """The recipe's error, whether accumulators keep 13 fraction bits or all."""
+    monkeypatch.setenv(_select.EMULATED_VARIABLE, "sm90")
+    q, k, v = (torch.randn(1, 1, n, 128, dtype=torch.float16) for n in (64, 16384, 16384))
+    expected = exact(q, k, v, scale=128**-0.5)[0]
+    stated = nrmse(sage.attention(q, k, v, recipe=recipe, backend="reference"), expected)
+    assert stated < BOUNDS[recipe].nrmse
+    for accumulate in ("exact", "reduced"):
+        emulator.configure(accumulate=accumulate)
+        out = sage.attention(q, k, v, recipe=recipe, backend="emulator")
+        assert nrmse(out, expected) < 1.03 * stated, accumulate
+
+
+@pytest.mark.parametrize("gpu, recipe", CUDA_CASES + CUDA_VARIANTS)
+def test_steps_of_the_reference_are_those_of_the_kernel(monkeypatch: pytest.MonkeyPatch, gpu: str, recipe: str) -> None:
+    """Not those of the GPU: builds for an H200 may have kernels of older architectures, too."""
+    monkeypatch.setenv(_select.EMULATED_VARIABLE, gpu)
+    monkeypatch.setattr(emulator, "cuda_architecture", lambda device_index: 90)
+    expected = Recipe.parse(recipe)
+    for head_dim in (64, 128, 256):
+        with kernel_steps("emulator", recipe, head_dim) as steps:
+            assert steps.block_k == (128 if gpu == "sm90" and head_dim <= 128 else 64)
+            assert steps.fold_every * steps.block_k == expected.fold_every * expected.block_k
 
 
 ROTATED = "sage2_int4(hadamard=True)"
@@ -252,7 +309,13 @@ ROTATED = "sage2_int4(hadamard=True)"
     [
         *(
             (gpu, recipe, distribution, 0.042)
-            for gpu, recipe in (("sm89", "sage2"), ("sm89", "sage2pp"), ("sm120", "sage2"))
+            for gpu, recipe in (
+                ("sm89", "sage2"),
+                ("sm89", "sage2pp"),
+                ("sm90", "sage2"),
+                ("sm90", "sage2(approximate_exp=True)"),
+                ("sm120", "sage2"),
+            )
             for distribution in ("normal", "kbias", "sink")
         ),
         ("sm89", "sage2_int4", "kbias", 0.22),
@@ -279,6 +342,17 @@ def test_kernels_err_as_the_reference(
     # A rotation in the kernel has other signs, so that other values of K meet the upper end, 7 / 16, of INT4's 4 further
     # bits. A large mean of Q shows it.
     assert error == pytest.approx(stated, rel=0.2 if (recipe, distribution) == (ROTATED, "qbias") else 0.03)
+
+
+@pytest.mark.parametrize(
+    "recipe", ["sage2", "sage2(smooth_k=False)", "sage2(smooth_v=True, hadamard=True, fold_every=2)"]
+)
+def test_launches_on_sm90(monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
+    """The statistics of K and V, the quantizer, attention: as on other GPUs, for any number of folds."""
+    monkeypatch.setenv(_select.EMULATED_VARIABLE, "sm90")
+    emulator.reset_stats()
+    sage.attention(*make(70, 600), recipe=recipe, backend="emulator", return_lse=True)
+    assert emulator.stats()["launches"] == 3
 
 
 def test_counters() -> None:

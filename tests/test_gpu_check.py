@@ -1,5 +1,4 @@
-"""`make gpu-check` and the benchmark of GPUs, as far as a machine without one goes: the emulator stands for the GPU, a
-script for nvidia-smi, and made-up reports for measured ones."""
+"""`make gpu-check`, as far as a machine without a GPU goes."""
 
 from __future__ import annotations
 
@@ -8,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -19,21 +17,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from building import REPOSITORY, TOOLS_PATH, configure, run
-from needs import needs_emulator
+from fake_gpu import FAKE_GPU, smi  # noqa: F401  (a fixture)
 
-import sage
-from sage import _select
-from sage.cli import bench, candidates, machine, main, measure, nvidia_smi, plot
-from sage.cli.measure import Case
+from sage.cli import machine
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 import gpu_check  # noqa: E402
 from gpu_check import Check, StepFailed  # noqa: E402
 
 needs_nvcc = pytest.mark.skipif(gpu_check.find_nvcc() is None, reason="there is no nvcc")
-
-H200 = "GPU-0f5c3d6e-1111-2222-3333-444455556666, NVIDIA H200, 580.159.04, 1755, 1980, 412.33, 700.00, 47"
-OLD = "GPU-77777777-1111-2222-3333-444455556666, Tesla T4, 535.54.03, 300, 1590, [N/A], 70.00, [Not Supported]"
 
 
 @pytest.fixture
@@ -42,255 +34,6 @@ def check(tmp_path: Path) -> Check:
     made.build.mkdir()
     made.out.mkdir()
     return made
-
-
-@pytest.fixture
-def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The answer of an nvidia-smi that knows two GPUs, in a file; what it was asked is in `asked` beside it."""
-    folder = tmp_path / "smi"
-    folder.mkdir()
-    answer, program = folder / "answer", folder / "nvidia-smi"
-    answer.write_text(f"{OLD}\n{H200}\n")
-    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\ncat {answer}\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return answer
-
-
-# ---- nvidia-smi
-
-
-def test_nvidia_smi_parse() -> None:
-    old, h200 = nvidia_smi.parse(f"{OLD}\n{H200}\n")
-    assert (h200["name"], h200["driver"], h200["uuid"][:12]) == ("NVIDIA H200", "580.159.04", "GPU-0f5c3d6e")
-    assert (h200["sm_clock_mhz"], h200["max_sm_clock_mhz"]) == (1755, 1980)
-    assert (h200["power_w"], h200["power_limit_w"], h200["temperature_c"]) == (412.33, 700, 47)
-    assert old["power_w"] is None and old["temperature_c"] is None and old["sm_clock_mhz"] == 300
-    with pytest.raises(RuntimeError, match="expected 8 values, got 'a, b'"):
-        nvidia_smi.parse("a, b\n")
-    with pytest.raises(RuntimeError, match="expected a number, got 'fast'"):
-        nvidia_smi.parse(H200.replace("1755", "fast"))
-
-
-def test_nvidia_smi_query(smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert nvidia_smi.query("0f5c3d6e-1111-2222-3333-444455556666")["name"] == "NVIDIA H200"
-    fields = smi.with_name("asked").read_text().split()[0]
-    assert fields.startswith("--query-gpu=uuid,name,driver_version,clocks.sm,")
-    with pytest.raises(RuntimeError, match="knows no GPU 1234, only GPU-77777777"):
-        nvidia_smi.query("1234")
-    smi.with_name("nvidia-smi").write_text("#!/bin/sh\necho no devices were found; exit 6\n")
-    with pytest.raises(RuntimeError, match="ended with 6: no devices were found"):
-        nvidia_smi.query("1234")
-    monkeypatch.setenv("PATH", str(smi.parent / "nowhere"))
-    with pytest.raises(RuntimeError, match="nvidia-smi: .*No such file"):
-        nvidia_smi.query("1234")
-
-
-def test_sampled() -> None:
-    answers = iter([{"sm_clock_mhz": 300.0, "power_w": None}, {"sm_clock_mhz": 1980.0, "power_w": None}])
-
-    def read() -> dict:
-        try:
-            return next(answers)
-        except StopIteration:
-            raise RuntimeError("the GPU is gone") from None
-
-    with nvidia_smi.sampled(read, 0.001) as samples:
-        deadline = time.monotonic() + 10
-        while len(samples) < 2 and time.monotonic() < deadline:
-            time.sleep(0.001)
-    assert nvidia_smi.ranges(samples) == {"sm_clock_mhz": [300, 1980], "power_w": None, "temperature_c": None}
-
-
-def test_sampled_has_a_sample_of_the_shortest_block() -> None:
-    def read() -> dict:
-        time.sleep(0.05)
-        return {}
-
-    start = time.monotonic()
-    with nvidia_smi.sampled(read, 3600) as samples:
-        pass
-    assert len(samples) == 1 and time.monotonic() < start + 60
-
-
-# ---- measuring
-
-
-def test_cuda_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    happened: list[str] = []
-
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
-
-        def record(self) -> None:
-            happened.append("record")
-
-        def synchronize(self) -> None:
-            happened.append("synchronize")
-
-        def elapsed_time(self, end: Event) -> float:
-            return 12.0  # milliseconds
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    assert measure.cuda_seconds(lambda: happened.append("call"), 4) == pytest.approx(0.003)
-    assert happened == ["record", *["call"] * 4, "record", "synchronize"]
-
-
-EMULATED = Case(1, 2, 70, 70, 40)
-FAKE_GPU = {
-    "name": "NVIDIA H200",
-    "architecture": "sm_90",
-    "uuid": "0f5c3d6e-1111-2222-3333-444455556666",
-    "cuda": "13.0",
-    "nvidia_smi": {"driver": "580.159.04"},
-}
-
-
-@pytest.fixture
-def emulated_report(smi: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
-    """A benchmark in which the emulator stands for the GPU."""
-    monkeypatch.setattr(machine, "gpu", lambda: FAKE_GPU)
-    recipes = ["sage1", "sage1_int8"]
-    return bench.measure([EMULATED], recipes, backend="emulator", dtype="float16", repeats=2)
-
-
-@needs_emulator
-def test_gpu_report(emulated_report: dict) -> None:
-    assert emulated_report["gpu"] == FAKE_GPU
-    (case,) = json.loads(json.dumps(emulated_report))["cases"]
-    results = {result["name"]: result for result in case["results"]}
-    sdpa = [f"SDPA {backend} {dtype}" for backend in candidates.SDPA_BACKENDS for dtype in bench.GPU_DTYPES]
-    assert {*results, *case["left_out"]} == {*sdpa, "sage1", "sage1_int8"}
-    assert "SDPA math bfloat16" in results
-    for name in case["left_out"]:  # on CPUs
-        assert "cudnn" in name or "efficient" in name or "flash" in name
-    assert case["fastest_sdpa"] == min(sdpa, key=lambda s: results[s]["ms"]["median"] if s in results else 1e9)
-    for name in ("sage1", "sage1_int8"):
-        ours = results[name]
-        assert ours["kernel"].startswith("sm80_fwd_") and ours["nrmse"] < 0.05
-        alone = ours["kernel_only"]
-        assert alone["gops"] == pytest.approx(EMULATED.operations / alone["ms"]["median"] / 1e6)
-        assert alone["ms"] != ours["ms"] and alone["speedup"] > 0 and alone["calls_per_sample"] >= 1
-    assert case["gpu_state"] == {"sm_clock_mhz": [1755, 1755], "power_w": [412.33, 412.33], "temperature_c": [47, 47]}
-
-    text = bench.render(emulated_report)
-    assert "NVIDIA H200, sm_90, CUDA 13.0, driver 580.159.04" in text and "SM clock 1755 to 1755 MHz" in text
-    (line,) = (line for line in text.splitlines() if line.strip().startswith("sage1_int8 "))
-    assert f"{results['sage1_int8']['kernel_only']['ms']['median']:.3f}" in line
-    assert all(name in text.partition("left out: ")[2] for name in case["left_out"])
-
-
-@needs_emulator
-def test_gpu_report_without_nvidia_smi(smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    smi.write_text("")
-    monkeypatch.setattr(machine, "gpu", lambda: FAKE_GPU | {"nvidia_smi": {}})
-    report = bench.measure([Case(1, 1, 16, 16, 16)], ["sage1"], backend="emulator", dtype="float16", repeats=1)
-    assert report["cases"][0]["gpu_state"] == {"sm_clock_mhz": None, "power_w": None, "temperature_c": None}
-    assert "driver unknown" in bench.render(report)
-
-
-@needs_emulator
-@pytest.mark.parametrize("recipe", bench.CUDA_RECIPES)
-@pytest.mark.parametrize(
-    ("case", "dtype"),
-    [
-        (EMULATED, "float16"),
-        (Case(2, 1, 30, 90, 64), "bfloat16"),
-        (Case(1, 1, 65, 65, 16, causal=True), "bfloat16"),
-    ],
-)
-def test_kernel_only_is_the_whole_call(monkeypatch: pytest.MonkeyPatch, case: Case, dtype: str, recipe: str) -> None:
-    monkeypatch.setenv(_select.EMULATED_VARIABLE, "sm89")  # which has kernels for all of them
-    qkv = tuple(x.to(candidates.DTYPES[dtype]) for x in case.inputs())
-    call = candidates.kernel_only(case, qkv, dtype, recipe, "emulator", "").call
-    expected = sage.attention(*qkv, is_causal=case.causal, recipe=recipe, backend="emulator")
-    assert torch.equal(call(), expected)
-    call().fill_(torch.nan)
-    assert torch.equal(call(), expected)  # again, on the same quantized operands
-
-
-@needs_emulator
-def test_kernel_only_that_differs_is_left_out(smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "gpu", lambda: FAKE_GPU)
-    right = candidates.kernel_only
-    monkeypatch.setattr(candidates, "kernel_only", lambda case, qkv, *rest: right(case, (qkv[0], *qkv[:0:-1]), *rest))
-    report = bench.measure([Case(1, 1, 16, 16, 16)], ["sage1"], backend="emulator", dtype="float16", repeats=1)
-    (case,) = report["cases"]
-    assert case["left_out"]["sage1, kernel only"] == "its output is not that of sage.attention"
-    assert case["results"][-1]["kernel_only"] is None
-    assert "left out: sage1, kernel only: its output is not that of sage.attention" in bench.render(report)
-
-
-def test_math_is_left_out_where_its_scores_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "_refusal", lambda candidate: "")
-    for seqlen, refused in ((8192, False), (16384, True)):
-        sdpa, left_out = candidates.sdpa_backends(Case(2, 32, seqlen, seqlen, 128), {"float16": ()})
-        assert len(sdpa) == (3 if refused else 4)
-        assert left_out == ({"SDPA math float16": "its scores alone take 64 GiB"} if refused else {})
-
-
-def test_bench_on_a_machine_without_gpu_refuses(capsys: pytest.CaptureFixture) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    assert main(["bench", "--backend", "cuda"]) == 1
-    assert f"--backend cuda needs a GPU; PyTorch {torch.__version__} sees none" in capsys.readouterr().err
-
-
-# ---- the picture
-
-
-def made_up_report() -> dict:
-    """Two panels; PyTorch's math kernel runs out of memory at the longest."""
-    cases = []
-    for causal in (False, True):
-        for seqlen in (1024, 2048, 4096):
-            results = []
-            for i, name in enumerate(
-                ("SDPA flash float16", "SDPA math float16", "SDPA flash bfloat16", *bench.CUDA_RECIPES)
-            ):
-                if name == "SDPA math float16" and seqlen == 4096:
-                    continue
-                recipe = None if name.startswith("SDPA") else name
-                gops = 1e5 * (i + seqlen / 4096)
-                result = {"name": name, "recipe": recipe, "dtype": name.split()[-1] if not recipe else "float16"}
-                results.append(result | {"gops": gops} | ({"kernel_only": {"gops": 1.2 * gops}} if recipe else {}))
-            cases.append({**vars(Case(2, 32, seqlen, seqlen, 128, causal)), "results": results})
-    settings = {"backend": "cuda", "dtype": "float16", "repeats": 3}
-    return {"gpu": FAKE_GPU, "settings": settings, "cases": cases}
-
-
-def colours(file: Path) -> set[tuple[int, ...]]:
-    from matplotlib import image
-
-    levels = torch.from_numpy(image.imread(file)[..., :3].copy()).mul(255).round().int().flatten(0, 1)
-    codes = (levels[:, 0] << 16 | levels[:, 1] << 8 | levels[:, 2]).unique().tolist()
-    return {(code >> 16, code >> 8 & 255, code & 255) for code in codes}
-
-
-def test_plot_of_a_gpu(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="the plot needs matplotlib (extra bench)")
-    file, report = tmp_path / "gpu.png", made_up_report()
-    plot.save(report, file)
-    width, height = struct.unpack(">II", file.read_bytes()[16:24])
-    assert width > 1000 and height > 500
-    ours = [tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in plot._COLORS[: len(bench.CUDA_RECIPES)]]
-    assert {*ours, (0x8C, 0x8C, 0x8C)} <= colours(file)
-    for case in report["cases"]:
-        case["results"] = [result for result in case["results"] if result["name"] != "sage1"]
-    plot.save(report, file)
-    assert ours[-1] not in colours(file)  # one curve less
-
-
-def test_speeds_are_where_something_ran() -> None:
-    cases = made_up_report()["cases"][:3]
-    assert plot._speeds(cases, "SDPA math float16", lambda result: result) == ([1024, 2048], [125, 150])
-    cases[1]["results"][-1]["kernel_only"] = None
-    name = cases[1]["results"][-1]["name"]
-    assert plot._speeds(cases[::-1], name, lambda result: result["kernel_only"])[0] == [1024, 4096]
-
-
-# ---- gpu_check
 
 
 def test_refusal_lists_everything_that_is_missing(
@@ -475,6 +218,27 @@ def test_tests_step_without_a_test_fails(check: Check, monkeypatch: pytest.Monke
         gpu_check.tests(check)
 
 
+def test_a_call_of_ten_minutes_is_enough(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all steps before bench, if each takes what it may, and for bench."""
+    limits: dict[str, float] = {}
+
+    def take(self: Check, step: str, *command: object, seconds: float, **rest: object) -> str:
+        limits[step] = limits.get(step, 0) + seconds
+        check.start -= seconds
+        if step in ("tests", "golden", "bench"):
+            raise StepFailed("it was too slow")
+        if "--install" in command:
+            make_site(check)
+        return ""
+
+    monkeypatch.setattr(Check, "run", take)
+    gpu_check.run_steps(check, {name: step for name, step in gpu_check.STEPS.items() if name != "bench"})
+    assert limits["tests"] > 120
+    assert sum(limits.values()) + gpu_check.GOLDEN_SECONDS["run"] == pytest.approx(gpu_check.CALL_SECONDS, abs=5)
+    gpu_check.run_steps(check, {"bench": gpu_check.bench})
+    assert limits["bench"] == gpu_check.CALL_SECONDS < 600 - 20
+
+
 BENCH = """
 import json, sys
 arguments = sys.argv[1:]
@@ -517,7 +281,13 @@ def test_golden_step(check: Check) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "options"), [(86, ["SAGE_CUDA_ARCHS=86"]), (90, ["SAGE_CUDA_ARCHS=", "SAGE_CUDA_EXTRA_ARCH=90"])]
+    ("architecture", "options"),
+    [
+        (86, ["SAGE_CUDA_ARCHS=86"]),
+        (90, ["SAGE_CUDA_ARCHS=90", "SAGE_CUDA_EXTRA_ARCH=90"]),  # sm89's kernels run there, too
+        (100, ["SAGE_CUDA_ARCHS=", "SAGE_CUDA_EXTRA_ARCH=100"]),
+        (120, ["SAGE_CUDA_ARCHS=120"]),  # sm90's do not run there
+    ],
 )
 def test_architecture_options(architecture: int, options: list[str]) -> None:
     assert gpu_check.architecture_options(architecture) == [f"-D{option}" for option in options]
@@ -525,15 +295,18 @@ def test_architecture_options(architecture: int, options: list[str]) -> None:
 
 
 @needs_nvcc
-def test_build_is_for_the_gpu_alone(tmp_path: Path) -> None:
-    """Each kernel would be compiled once, for an architecture that has none of its own."""
-    options = [option.removeprefix("-D") for option in gpu_check.architecture_options(90)]
+@pytest.mark.parametrize(("architecture", "own"), [(90, "sm90_fwd_wgmma_d128"), (100, None)])
+def test_build_is_for_the_gpu_alone(tmp_path: Path, architecture: int, own: str | None) -> None:
+    """Each kernel that runs there would be compiled once."""
+    options = [option.removeprefix("-D") for option in gpu_check.architecture_options(architecture)]
     path = os.pathsep.join([TOOLS_PATH, str(Path(gpu_check.find_nvcc()).parent)])
     configure(tmp_path, *options, "SAGE_CUDA=ON", f"CMAKE_CUDA_COMPILER={gpu_check.find_nvcc()}", path=path)
     commands = json.loads((tmp_path / "compile_commands.json").read_text())
-    kernels = [entry["command"] for entry in commands if "/instances/" in entry["file"]]
-    assert len(kernels) > 10
-    assert all(command.count("--generate-code=") == 1 and "code=[sm_90]" in command for command in kernels)
+    kernels = {Path(x["file"]).stem: x["command"] for x in commands if "/instances/" in x["file"]}
+    assert {"sm80_fwd_f16_d128", "sm89_fwd_fp8_d128", *filter(None, [own])} <= kernels.keys()
+    for name, command in kernels.items():
+        code = f"code=[sm_{architecture}{'a' if name == own else ''}"
+        assert command.count("--generate-code=") == 1 and code in command
 
 
 def test_make_target() -> None:

@@ -50,25 +50,29 @@ def changed(recipe: str, **fields: Any) -> Any:
 
 
 def compiled_for(module: Any) -> list[int]:
-    return COMPILED if module is _C else [80, 89, 120]
+    return COMPILED if module is _C else [80, 89, 90, 120]
 
 
-# What the code of a family is for, of a build's architectures; "+int4" with INT4 tensor cores. 120a runs nowhere else.
+# What the code of a family is for, of a build's architectures; "+int4" with INT4 tensor cores.
 FAMILIES = {
-    "sm80": (80, 86, 87, 89, 120),
+    "sm80": (80, 86, 87, 89, 90, 120),
     "sm80+int4": (80, 86, 87, 89),
     "sm89": (89, 120),
     "sm89+int4": (89,),
+    "sm90": (90,),
     "sm120": (120,),
 }
-EXTRA_FROM = {"sm80": 80, "sm89": 89, "sm120": 120}  # what else a build may have kernels for: to test them there
+SPECIFIC = ("sm90", "sm120")  # their code, for 90a and 120a, runs nowhere else
 
 
 def family_runs_on(family: str, architecture: int, module: Any) -> bool:
     listed = FAMILIES[family]
-    extra = [x for x in compiled_for(module) if x not in FAMILIES["sm80"] and x >= EXTRA_FROM[family.partition("+")[0]]]
+    # What else a build may have kernels for: to test them there.
+    extra = [x for x in compiled_for(module) if x not in FAMILIES["sm80"] and x >= listed[0]]
+    if family in SPECIFIC:
+        extra = [x for x in extra if x // 10 == listed[0] // 10]
     code = [x for x in compiled_for(module) if x in listed] + extra
-    return architecture in code if family == "sm120" else runs_on(architecture, code)
+    return architecture in code if family in SPECIFIC else runs_on(architecture, code)
 
 
 def runs_on(architecture: int, compiled: list[int]) -> bool:
@@ -117,9 +121,10 @@ SERVED = {
     "sage1(pv_accum=fp16+fp32)": (["sm80_fwd_f16acc_f32"], ""),
     "sage1_int8": (["sm80_fwd_int8"], ""),
     INT4_F16: (["sm80_fwd_int4_f16"], "INT4 tensor cores (sm_80 to sm_89)"),
-    "sage2": (["sm120_fwd_mxfp8", "sm89_fwd_fp8"], "FP8 tensor cores (sm_89 and later)"),
+    "sage2": (["sm120_fwd_mxfp8", "sm90_fwd_wgmma", "sm89_fwd_fp8"], "FP8 tensor cores (sm_89 and later)"),
+    "sage2(approximate_exp=True)": (["sm90_fwd_wgmma_approx"], "tensor cores with wgmma (sm_90)"),
     "sage2(pv_accum=fp32, fold_every=1)": (["sm120_fwd_mxfp8"], "block-scaled FP8 tensor cores (sm_120)"),
-    "sage2pp": (["sm89_fwd_fp8_f16acc"], "FP8 tensor cores (sm_89 and later)"),
+    "sage2pp": (["sm89_fwd_fp8_f16acc"], "FP8 tensor cores with mma.sync (sm_89 and sm_120)"),
     "sage2_int4": (["sm89_fwd_int4_fp8"], "INT4 and FP8 tensor cores (sm_89)"),
     INT4_F16ACC: (["sm89_fwd_int4_fp8_f16acc"], "INT4 and FP8 tensor cores (sm_89)"),
 }
@@ -164,7 +169,8 @@ def test_kernels_of_an_architecture(module: Any, architecture: int, recipe: str)
     if any(runs_on(architecture, FAMILIES[family(kernel)]) for kernel in kernels if "mxfp8" not in kernel):
         needs = "code for it in the build"
     assert str(refusal.value) == (
-        f"the CUDA kernels of this build for qk {r.qk}, pv {r.pv}, pv_accum {r.pv_accum} run on "
+        f"the CUDA kernels of this build for qk {r.qk}, pv {r.pv}, pv_accum {r.pv_accum}"
+        f"{', approximate_exp true' if r.approximate_exp else ''} run on "
         f"{enumeration([f'sm_{x}' for x in served])} only, got sm_{architecture}: they need {needs}"
     )
 
@@ -190,6 +196,12 @@ NOT_SERVED = [
     ("sage1_int8", {"qk": "int4"}, "for pv int8 with pv_accum int32 serve recipe field qk int8 only, got int4"),
     ("sage1", {"qk": "int16"}, "for pv fp16 with pv_accum fp32 serve recipe field qk int8 or int4 only, got int16"),
     ("sage1(pv_accum=fp16)", {"qk": "int4"}, "with pv_accum fp16 serve recipe field qk int8 only, got int4"),
+    ("sage1", {"approximate_exp": True},
+     "for qk int8, pv fp16, pv_accum fp32 serve recipe field approximate_exp false only, got true"),
+    ("sage2pp", {"approximate_exp": True},
+     "for qk int8, pv fp8_e4m3, pv_accum fp16+fp32 serve recipe field approximate_exp false only, got true"),
+    ("sage2_int4", {"approximate_exp": True},
+     "for qk int4, pv fp8_e4m3, pv_accum fp32+fp32 serve recipe field approximate_exp false only, got true"),
     ("sage2", {"qk_granularity": "token"}, "qk_granularity thread, warp or block only, got token"),
     ("sage2", {"block_q": 64}, "block_q 128 only, got 64"),
     ("sage2", {"block_k": 128}, "block_k 64 only, got 128"),
@@ -216,6 +228,9 @@ NOT_SERVED = [
     ("sage2pp", {"p_max": 10.0, "v_max": 101.0, "fold_every": 1},
      "must be at most 65504, got p_max 10, v_max 101"),
     ("sage2(pv_accum=fp32, fold_every=1)", {"fold_every": 2}, "fold_every 1 only, got 2"),
+    ("sage2(approximate_exp=True)", {"fold_every": 1},
+     "the CUDA kernels for pv fp8_e4m3 on sm_90 serve recipe field fold_every >= 2 only, got 1"),
+    ("sage2(approximate_exp=True)", {"p_max": 449.0}, "p_max must be in [1, 448] for pv fp8_e4m3, got 449"),
 ]  # fmt: skip
 
 
@@ -242,6 +257,7 @@ def test_fields_that_are_served(module: Any) -> None:
         ("sage2pp", {"p_max": 448.0, "v_max": 2.25, "fold_every": 64}),
         ("sage2pp", {"p_max": 101.0, "v_max": 9.0, "fold_every": 69}),
         ("sage2_int4", {"qk_granularity": "warp", "hadamard": True}),
+        ("sage2(approximate_exp=True)", {"qk_granularity": "block", "smooth_v": True, "p_max": 256.0, "fold_every": 2}),
     ):
         assert plan(module, architecture=an_architecture(module, recipe), recipe=changed(recipe, **fields)).kernel_name
 
@@ -275,8 +291,8 @@ def test_build_without_cuda(architecture: int) -> None:
 @each_module
 @pytest.mark.parametrize("recipe", [recipe for recipe in SERVED if Recipe.parse(recipe).pv != "fp16"])
 def test_8_bit_v_fits_with_head_dim_256(module: Any, recipe: str) -> None:
-    """Into the shared memory of GeForce, too."""
-    architectures = [x for x in served_on(module, recipe) if x in (86, 89, 120, 121)]
+    """Into the shared memory of GeForce, too, and with what else Hopper's kernels have there."""
+    architectures = [x for x in served_on(module, recipe) if x in (86, 89, 90, 120, 121)]
     for architecture in architectures:
         assert plan(module, architecture=architecture, recipe=recipe, head_dim=256).kernel_name.endswith("_d256")
     if not architectures:
@@ -284,7 +300,9 @@ def test_8_bit_v_fits_with_head_dim_256(module: Any, recipe: str) -> None:
 
 
 @each_module
-@pytest.mark.parametrize("architecture, fits", [(80, True), (86, False), (89, False), (120, False), (121, False)])
+@pytest.mark.parametrize(
+    "architecture, fits", [(80, True), (86, False), (89, False), (90, True), (120, False), (121, False)]
+)
 def test_shared_memory(module: Any, architecture: int, fits: bool) -> None:
     """head_dim 256 with 16-bit V does not fit on every GPU that runs the code; 128 does."""
     if not runs_on(architecture, compiled_for(module)):
@@ -324,7 +342,7 @@ def test_architecture_of_a_device(module: Any, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(RuntimeError, match="^cudaDeviceGetAttribute: .+"):
             _C.cuda_architecture(1000)
         return
-    for name, architecture in (("sm80", 80), ("sm89", 89), ("sm120", 120)):
+    for name, architecture in (("sm80", 80), ("sm89", 89), ("sm90", 90), ("sm120", 120)):
         monkeypatch.setenv("SAGE_EMULATOR_ARCH", name)
         assert module.cuda_architecture(0) == module.cuda_devices()[0]["architecture"] == architecture
     with pytest.raises(ValueError, match="the emulator has CUDA device 0 only, got 1"):
@@ -422,8 +440,8 @@ def test_memory_of_int4_and_fp8(module: Any, smooth_q: bool, smooth_v: bool) -> 
 def test_memory_of_folding(module: Any, recipe: str) -> None:
     """A slot per block, 512 at most, where a row may see more than fold_every tiles of keys."""
     architecture = 89 if 89 in served_on(module, recipe) else an_architecture(module, recipe)
-    if recipe == "sage2" and architecture == 120:
-        pytest.skip("sm_120 folds nothing for sage2")
+    if recipe == "sage2" and architecture in (90, 120):
+        pytest.skip(f"sm_{architecture} folds nothing of sage2 in global memory")
     fields = {"architecture": architecture, "head_dim": 128}
     slot = (128 * (128 + 8) + 1) * 4
     for seqlen_q, seqlen_k, heads, fold_every, slots in (
@@ -444,18 +462,38 @@ def test_memory_of_folding(module: Any, recipe: str) -> None:
 
 
 @each_module
-def test_float32_accumulators_fold_nothing(module: Any) -> None:
-    if not family_runs_on("sm120", 120, module):
-        pytest.skip("this build has no code for sm_120a")
-    made = [plan(module, architecture=120, recipe="sage2(fold_every=1)", seqlen_k=x) for x in (1, 1000)]
-    assert made[0].kernel_name == "sm120_fwd_mxfp8_d64"
+@pytest.mark.parametrize(
+    "architecture, recipe, kernel",
+    [
+        (120, "sage2(fold_every=1)", "sm120_fwd_mxfp8"),
+        (90, "sage2(fold_every=2)", "sm90_fwd_wgmma"),
+        (90, "sage2(fold_every=2, approximate_exp=True)", "sm90_fwd_wgmma_approx"),
+    ],
+)
+def test_kernels_that_fold_nothing_in_global_memory(module: Any, architecture: int, recipe: str, kernel: str) -> None:
+    """True float32 accumulators have no need of it, and wgmma's are folded in shared memory."""
+    if not family_runs_on(family(kernel), architecture, module):
+        pytest.skip(f"this build has no code for sm_{architecture}a")
+    made = [plan(module, architecture=architecture, recipe=recipe, seqlen_k=x) for x in (1, 10**6)]
+    assert made[0].kernel_name == f"{kernel}_d64"
     assert made[0].quantized_q_bytes == made[1].quantized_q_bytes
+
+
+@each_module
+def test_wgmma_folds_steps_of_two_tiles(module: Any) -> None:
+    if not family_runs_on("sm90", 90, module):
+        pytest.skip("this build has no code for sm_90a")
+    with pytest.raises(
+        NotImplementedError, match="the CUDA kernels for pv fp8_e4m3 on sm_90 serve recipe field fold_every >= 2 only"
+    ):
+        plan(module, architecture=90, recipe="sage2(fold_every=1)")
 
 
 @pytest.mark.parametrize(
     "field, value, message",
     [
         ("hadamard", True, "hadamard false only, got true"),
+        ("approximate_exp", True, "approximate_exp false only, got true"),
         ("fold_every", 2, "fold_every 1 only, got 2"),
         ("key_order", "reverse", "key_order forward only, got reverse"),
     ],

@@ -24,6 +24,7 @@ def test_preset_round_trip(name):
         ("sagebwd(dp=int8)", {"dp": "int8"}),
         ("sage2(fold_every=4, key_order=forward)", {"fold_every": 4, "key_order": "forward"}),
         ("sage2_int4(hadamard=True)", {"hadamard": True}),
+        ("sage2(approximate_exp=True)", {"approximate_exp": True}),
         (
             "sage2_int4(pv_accum=fp16+fp32, p_max=112.0, v_max=9.0)",
             {"pv_accum": "fp16+fp32", "p_max": 112.0, "v_max": 9.0},
@@ -87,6 +88,8 @@ def test_bad_text_is_a_value_error_that_names_it(text, named):
         ({"v_granularity": "row"}, "v_granularity"),
         ({"key_order": "random"}, "key_order"),
         ({"hadamard": 1}, "hadamard"),
+        ({"approximate_exp": 1}, "approximate_exp must be True or False"),
+        ({"approximate_exp": True}, "approximate_exp goes with pv"),  # sage1 has fp16
         ({"fold_every": 0}, "fold_every"),
         ({"fold_every": 2.0}, "fold_every"),
         ({"fold_every": True}, "fold_every"),
@@ -114,6 +117,14 @@ def test_fp16_accumulators_that_could_overflow_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         PRESETS["sage2pp"].replace(**fields)
     assert PRESETS["sage2pp"].replace(p_max=448, v_max=2.25).v_max == 2.25
+
+
+def test_approximate_exp_needs_a_p_that_e4m3_holds():
+    with pytest.raises(
+        ValueError, match="approximate_exp goes with .* at most 448.* got pv 'fp8_e4m3' and p_max 448.5"
+    ):
+        PRESETS["sage2"].replace(approximate_exp=True, p_max=448.5)
+    assert PRESETS["sage2"].replace(p_max=448.5).p_max == 448.5
 
 
 def test_unknown_field_is_a_type_error():

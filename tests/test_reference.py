@@ -27,7 +27,8 @@ BOUNDS = {
     "sage2_int4": 0.31,
     "sage3": 0.29,
 }
-RECIPES = [pytest.param(PRESETS[name], id=name) for name in PRESETS]
+APPROXIMATE = PRESETS["sage2"].replace(approximate_exp=True)
+RECIPES = [pytest.param(recipe, id=str(recipe)) for recipe in (*PRESETS.values(), APPROXIMATE)]
 INF = math.inf
 
 
@@ -348,6 +349,35 @@ def test_key_order_is_that_of_the_keys_turned_round():
     compare(other, out, atol=1e-5, what="out")
     compare(other_lse, lse, atol=1e-5, what="lse")
     assert nrmse(forward(q, k, v, recipe.replace(key_order="forward"), scale=0.1)[0], out) > 1e-3
+
+
+def test_approximate_exp_element_by_element():
+    """V is the unit matrix and Q is 0, so that a row of the output is P over its sum, and the mask is the scores."""
+    rows, keys, p_max = 40, 200, 448.0
+    generator = torch.Generator().manual_seed(6)
+    # Fractions of an octave for which no code or e4m3 value is a tie. The first key is the largest.
+    log2_p = -torch.randint(0, 256 * 20, (rows, keys), generator=generator) / 256 - 1 / 512
+    log2_p[:, 0] = 0
+    log2_p[3::7, 5::11] = -INF
+    recipe = APPROXIMATE.replace(key_order="forward", block_k=48)
+    q, k, v = torch.zeros(1, 1, rows, 256), torch.zeros(1, 1, keys, 256), torch.eye(keys, 256)[None, None]
+    out, lse = forward(q, k, v, recipe, scale=1.0, attn_mask=log2_p * math.log(2))
+    e4m3 = [fraction * 2.0**-9 for fraction in range(8)]
+    e4m3 += [(1 + fraction / 8) * 2.0**exponent for exponent in range(-6, 9) for fraction in range(8)][:-1]
+    expected = torch.zeros(rows, keys)
+    for row, key in itertools.product(range(rows), range(keys)):
+        x = log2_p[row, key].item()
+        if x == -INF:
+            continue
+        of_first_rows = key % 64 in range(16, 32) and row % 16 < 8
+        of_last_rows = key % 64 in range(48, 64) and row % 16 >= 8
+        if of_first_rows or of_last_rows:
+            expected[row, key] = e4m3[max(0, round(8 * (x + math.log2(p_max) + 7 - 0.0573)))]
+        else:
+            expected[row, key] = min(e4m3, key=lambda value: abs(value - p_max * 2**x))
+    p = out[0, 0, :, :keys] * p_max * lse[0, 0].exp()[:, None]
+    compare(p, expected, atol=0, rtol=1e-5, what="p")
+    assert (out[..., keys:] == 0).all()
 
 
 @pytest.mark.parametrize("name", ["sage1", "sage2_int4", "sage3", "int16"])

@@ -20,7 +20,12 @@ from sass_listing import PIPE_OF, PIPES, Graph, parse
 NVCC = _C.build_info()["cuda_compiler"]
 
 # Non-tensor issue slots per element of Q K^T, on the GPUs that the kernels were designed for.
-GOALS = {("sm89_fwd_fp8_d128", "sm_89"): 7.0, ("sm89_fwd_fp8_f16acc_d128", "sm_89"): 8.0}
+GOALS = {
+    ("sm89_fwd_fp8_d128", "sm_89"): 7.0,
+    ("sm89_fwd_fp8_f16acc_d128", "sm_89"): 8.0,
+    ("sm90_fwd_wgmma_d128", "sm_90a"): 5.5,
+    ("sm90_fwd_wgmma_approx_d128", "sm_90a"): 5.5,
+}
 
 # P V: the instruction and its depth.
 PV = {
@@ -37,10 +42,13 @@ ONES_COLUMN = {"fp8", "mxfp8"}  # eight channels more, for the sum of the rounde
 
 
 def expected_tensor(name: str) -> dict[str, int]:
-    """The tensor instructions that a warp issues for a tile of keys: by the sizes at the top of mma_sync_fwd.cuh."""
+    """The tensor instructions that a warp issues for a tile of keys: by the sizes at the top of mma_sync_fwd.cuh or
+    sm90_fwd.cuh."""
     found = re.fullmatch(r"sm\d+_fwd_(int4_)?(\w+)_d(\d+)", name)
     if not found:
         return {}
+    if found[2].startswith("wgmma"):
+        return expected_wgmma(int(found[3]))
     is_int4, mode, head_dim = bool(found[1]), found[2], int(found[3])
     tiles, keys, warps = sass.rows_of_warp(head_dim) // 16, 64, 128 // sass.rows_of_warp(head_dim)
     kind, depth = PV[mode]
@@ -51,6 +59,14 @@ def expected_tensor(name: str) -> dict[str, int]:
     else:
         result["IMMA.16832.S8.S8"] = tiles * (keys // 8) * (head_dim // 32)
     return result
+
+
+def expected_wgmma(head_dim: int) -> dict[str, int]:
+    """Of a warpgroup's 64 rows and a stage of keys; 8 channels more, of ones, for the sum of the rounded P. No
+    instruction has 264 channels."""
+    keys, parts = (64, 3) if head_dim == 256 else (128, 1)
+    qk, pv = f"IGMMA.64x{keys}x32.S8.S8", f"QGMMA.64x{(head_dim + 8) // parts}x32.F32.E4M3.E4M3"
+    return {qk: head_dim // 32, pv: keys // 32 * parts}
 
 
 # On sm_90 the assembler makes others of those for FP8.
@@ -72,8 +88,18 @@ def absolute_faults(measured: dict[Unit, dict[str, Any]]) -> list[str]:
         if sass.uses_local_memory(x) and expected_on(unit) == expected_tensor(unit.name):
             faults.append(f"{unit}: local memory is used: {x}")
         tensor, expected = x.get("tensor", {}), expected_on(unit)
-        if tensor != expected:
-            faults.append(f"{unit}: the hot loop's tensor instructions are {tensor}, expected {expected}")
+        stages = 1
+        if "wgmma" in unit.name:  # the loop may be unrolled
+            stages = max(1, tensor.get(next(iter(expected)), 0) // next(iter(expected.values())))
+            groups = 3 * stages  # Q K^T, and each half of P V
+            if x.get("wgmma_groups") == sum(tensor.values()):
+                faults.append(f"{unit}: wgmma is serialized: each is waited for on its own (ptxas C7510 to C7514)")
+            elif x.get("wgmma_groups") != groups:
+                faults.append(f"{unit}: the hot loop has {x.get('wgmma_groups')} groups of wgmma, expected {groups}")
+            if not {"producer_registers", "consumer_registers"} <= x.keys():
+                faults.append(f"{unit}: no registers are moved from the producer to the consumers (setmaxnreg)")
+        if tensor != {opcode: stages * count for opcode, count in expected.items()}:
+            faults.append(f"{unit}: the hot loop's tensor instructions are {tensor}, expected {stages} x {expected}")
     return faults
 
 
@@ -109,7 +135,7 @@ def over_goal(measured: dict[Unit, dict[str, Any]]) -> list[str]:
 
 def test_goals(measured: dict[Unit, dict[str, Any]]) -> None:
     if not any(unit[1:] in GOALS for unit in measured):
-        pytest.skip("this build has no code for sm_89")
+        pytest.skip("this build has no kernel with a goal")
     faults = over_goal(measured)
     assert not faults, "\n".join(faults)
 
@@ -142,7 +168,7 @@ def check_other_architectures(build_dir: Path, listed: str, extra: str, names: l
     # INT4 is emulated in subroutines, which the analyser does not follow.
     kernels = {key: path for key, path in kernels.items() if not (extra and "int4" in key[1])}
     measured = sass.measure(cuobjdump(build_dir), kernels)
-    assert {unit.architecture for unit in measured} == {f"sm_{x}" for x in (listed, extra) if x}
+    assert {unit.architecture.rstrip("a") for unit in measured} == {f"sm_{x}" for x in (listed, extra) if x}
     faults = absolute_faults(measured)
     assert not faults, "\n".join(faults)
 
@@ -251,6 +277,55 @@ def test_inner_loop_is_passed_once_and_outer_loop_is_not_hot() -> None:
     assert hot(*texts) == ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6])
 
 
+S, PV90 = "IGMMA.64x128x32.S8.S8 R92, gdesc[UR4], R92", "QGMMA.64x136x32.F32.E4M3.E4M3 R24, R96, gdesc[UR8], R24"
+STEP = [*[S] * 3, f"{S}, gsb0", PV90, f"{PV90}, gsb0", PV90, f"{PV90}, gsb0"]
+
+
+def test_persistent_loop_with_a_tile_of_its_own_is_not_hot() -> None:
+    """16 wgmma in the loop over keys, and 8 behind it in the loop over the work."""
+    inner = ["NOP", *STEP, *STEP, "@P0 BRA 0x10"]
+    loop, path = hot("NOP", *inner, *STEP, "@P1 BRA 0x0", "EXIT")
+    assert loop == path == list(range(1, 1 + len(inner)))
+
+
+def test_waits_rescale_and_fold_are_not_on_the_path_of_wgmma() -> None:
+    """A wait whose spinning is out of line, the rescaling of the accumulators where a maximum moved, and the fold."""
+    texts = [*STEP[:4], "SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [UR4], R2", "@!P1 BRA 0x140", "VOTE.ANY P2, P3"]
+    texts += ["@!P2 BRA 0xa0", "FMUL R24, R24, R3", "FMUL R25, R25, R3", *STEP[4:]]
+    texts += ["@P4 BRA 0x100", "BRA 0x120", "LDS.128 R4, [R2]", "STS.128 [R2], R4", "@P0 BRA 0x0", "EXIT"]
+    texts += ["SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [UR4], R2", "@!P1 BRA 0x140", "BRA 0x60"]
+    loop, path = hot(*texts)
+    assert loop == [*range(19), 20, 21, 22]
+    assert path == [*range(8), *range(10, 16), 18]
+
+
+def test_figures_of_wgmma() -> None:
+    texts = [
+        "USETMAXREG.DEALLOC.CTAPOOL 0x18",
+        "USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xa0",
+        *STEP,
+        *["FADD R1, R2, R3"] * 64,
+    ]
+    found = values(*texts, "UMOV UR4, 0x0", "@P0 BRA 0x20", "EXIT", head_dim=128)
+    assert (found["producer_registers"], found["consumer_registers"]) == (24, 160)
+    assert (found["wgmma_groups"], found["uniform"], found["other"], found["fma"]) == (3, 1, 1, 64)
+    assert found["tensor"] == expected_tensor("sm90_fwd_wgmma_approx_d128")
+    assert found["slots_per_score"] == round(66 / 64, 3)  # 64 rows x 128 keys, of 128 threads
+    with pytest.raises(ValueError, match="producer_registers are 24 and 32"):
+        values("USETMAXREG.DEALLOC.CTAPOOL 0x18", "USETMAXREG.DEALLOC.CTAPOOL 0x20", "EXIT")
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "qk", "scores"), [(64, "64x128x32", 64), (128, "64x128x32", 64), (256, "64x64x32", 32)]
+)
+def test_scores_of_wgmma(head_dim: int, qk: str, scores: int) -> None:
+    """For each of 128 threads, of 64 rows and 128 keys, or 64 keys at head_dim 256; twice as many unrolled by two."""
+    tensor = expected_tensor(f"sm90_fwd_wgmma_d{head_dim}")
+    assert next(iter(tensor)) == f"IGMMA.{qk}.S8.S8"
+    assert sass.scores_of_lane(head_dim, tensor) == scores
+    assert sass.scores_of_lane(head_dim, {opcode: 2 * count for opcode, count in tensor.items()}) == 2 * scores
+
+
 def test_conditional_jumps_that_carry_no_guard() -> None:
     assert hot(QK, "BRA P4, 0x30", "FADD R1, R2, R3", "BRA.DIV ~URZ, 0x50", "@P0 BRA 0x0", "EXIT")[1] == [0, 1, 3, 4]
 
@@ -342,6 +417,7 @@ def test_figures() -> None:
         "alu": 1,
         "fma": 1,
         "memory": 1,
+        "uniform": 0,
         "other": 1,
         "slots_per_score": 0.078,
     }
@@ -393,10 +469,28 @@ def test_absolute_faults() -> None:
     assert "expected" in absolute_faults({Unit("sm80", "sm80_fwd_f16_d64", "sm_80"): values("NOP", "EXIT")})[0]
     assert "local memory is used" in absolute_faults(tile(HMMA, "STL [R1], R2"))[0]
 
+    def stages(*texts: str) -> list[str]:
+        roles = ["USETMAXREG.DEALLOC.CTAPOOL 0x18", "USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xa0"]
+        found = values(*roles, *texts, "@P0 BRA 0x20", "EXIT", head_dim=128)
+        return absolute_faults({Unit("sm90", "sm90_fwd_wgmma_d128", "sm_90a"): found})
+
+    assert stages(*STEP) == stages(*STEP, *STEP) == []
+    assert "expected 1 x" in stages(*STEP, PV90)[-1] and "expected 2 x" in stages(*STEP, *STEP[:4])[-1]
+    serialized = [x if x.endswith("gsb0") else f"{x}, gsb0" for x in STEP]
+    assert ["serialized" in fault for fault in stages(*serialized)] == [True]
+    assert ["has 4 groups of wgmma, expected 3" in x for x in stages(f"{S}, gsb0", *STEP[1:])] == [True]
+    assert ["has 5 groups of wgmma, expected 6" in x for x in stages(*STEP[:-1], PV90, *STEP)] == [True]
+    without = values(*STEP, "@P0 BRA 0x0", "EXIT", head_dim=128)
+    assert "setmaxnreg" in absolute_faults({Unit("sm90", "sm90_fwd_wgmma_d128", "sm_90a"): without})[0]
+
 
 def test_expected_tensor_instructions() -> None:
     assert expected_tensor("kv_stats_d64") == {}
     assert expected_tensor("sm80_fwd_f16_d128") == {"IMMA.16832.S8.S8": 64, "HMMA.16816.F32": 128}
+    assert expected_tensor("sm90_fwd_wgmma_d256") == {
+        "IGMMA.64x64x32.S8.S8": 8,
+        "QGMMA.64x88x32.F32.E4M3.E4M3": 6,
+    }
     assert expected_tensor("sm89_fwd_fp8_d128") == {"IMMA.16832.S8.S8": 64, "QMMA.16832.F32.E4M3.E4M3": 68}
     assert expected_tensor("sm89_fwd_int4_fp8_f16acc_d256") == {
         "IMMA.16864.S4.S4": 32 + 8,
@@ -420,6 +514,19 @@ def test_local_memory_of_a_compiled_kernel(tmp_path: Path) -> None:
     (values,) = sass.measure(cuobjdump(BUILD_DIR), {("sm80", "local_d64"): path}).values()
     assert values["stack"] == 64 and values["local_accesses"] > 0
     assert sass.uses_local_memory(values)
+
+
+@pytest.mark.skipif(not NVCC, reason="this build has no CUDA, so there is no compiler")
+@pytest.mark.parametrize("serialized", [True, False])
+def test_serialized_wgmma_of_a_compiled_kernel(tmp_path: Path, serialized: bool) -> None:
+    source, path = REPOSITORY / "tests" / "cpp" / "toolchain" / "serialized.cu", tmp_path / "serialized.o"
+    options = ["-gencode", "arch=compute_90a,code=sm_90a", f"-DIS_SERIALIZED={int(serialized)}"]
+    run(NVCC, "-c", *options, "-o", path, source)
+    (values,) = sass.measure(cuobjdump(BUILD_DIR), {("sm90", "wgmma_d64"): path}).values()
+    count = sum(values["tensor"].values())
+    assert count >= 2 and (values["wgmma_groups"] == count) == serialized
+    faults = absolute_faults({Unit("sm90", "sm90_fwd_wgmma_d64", "sm_90a"): values})
+    assert any("serialized" in fault for fault in faults) == serialized
 
 
 def build(folder: Path, version: str = "13.0.88") -> Path:

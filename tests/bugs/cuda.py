@@ -43,9 +43,9 @@ CUDA_BUGS = {
         "(static_cast<int32_t>(x.batch * p.v.stride_batch) + x.head_kv",
     ),
     "offset of out in 32 bits": Bug(
-        "attention/mma_sync_fwd.cuh",
-        "place.head * p.out.stride_head +",
-        "static_cast<int32_t>(place.head * p.out.stride_head) +",
+        "attention/store_row.h",
+        "head * p.out.stride_head +",
+        "static_cast<int32_t>(head * p.out.stride_head) +",
     ),
     "row stride of V in 32 bits": Bug(
         "attention/mma_sync_fwd.cuh",
@@ -53,7 +53,7 @@ CUDA_BUGS = {
         "x.v_stride = static_cast<uint32_t>(p.v.stride_seq) * 2;",
     ),
     "row stride of out in 32 bits": Bug(
-        "attention/mma_sync_fwd.cuh", "* p.out.stride_seq;", "* static_cast<uint32_t>(p.out.stride_seq);"
+        "attention/store_row.h", "* p.out.stride_seq;", "* static_cast<uint32_t>(p.out.stride_seq);"
     ),
     "row stride of Q and K in 32 bits": Bug(
         "quantize/tiles.h", "stride_(x.stride_seq),", "stride_(static_cast<uint32_t>(x.stride_seq)),"
@@ -84,15 +84,15 @@ CUDA_BUGS = {
         "tile/pv_accumulator.h", "kF16SumLimit = 16.f", "kF16SumLimit = 16384.f", "sm80_fwd_f16acc_f32_d64"
     ),
     "maximum of half of the lanes": Bug("tile/epilogue.h", "return fmaxf(x, arch::shuffle_xor(x, 2));", "return x;"),
-    "row without keys not zeroed (CUDA)": Bug("attention/mma_sync_fwd.cuh", "seen = divisor != 0.f;", "seen = true;"),
+    "row without keys not zeroed (CUDA)": Bug("attention/store_row.h", "seen = divisor != 0.f;", "seen = true;"),
     "rows past the last query written": Bug(
-        "attention/mma_sync_fwd.cuh", "if (row >= sequence.seqlen_q) continue;", ""
+        "attention/mma_sync_fwd.cuh", "if (row >= place.sequence.seqlen_q) continue;", ""
     ),
     "channels past head_dim written": Bug(
         "tile/epilogue.h", "if (channel < head_dim) *reinterpret_cast", "*reinterpret_cast"
     ),
     "LSE of packed sequences at the first one's place": Bug(
-        "attention/mma_sync_fwd.cuh", "place.head * p.total_q + sequence.row_q + row", "place.head * p.total_q + row"
+        "attention/store_row.h", "head * p.total_q + sequence.row_q + row", "head * p.total_q + row"
     ),
     "stride of the mask's keys": Bug("tile/mask_scores.h", "e == 0 ? next : 7 * next", "e == 0 ? next : 6 * next"),
     "additive mask not in base 2 (CUDA)": Bug("tile/mask_scores.h", "  value *= kLog2e;\n", ""),
@@ -103,7 +103,10 @@ CUDA_BUGS = {
         "sm80_fwd_int8_d64",
     ),
     "integer P not folded to the row's maximum": Bug(
-        "tile/pv_accumulator.h", "12582912.f, factor[mt][x / 2], outer", "12582912.f, 1.f, outer", "sm80_fwd_int8_d64"
+        "tile/pv_accumulator.h",
+        "arch::kRounder, factor[mt][x / 2], outer",
+        "arch::kRounder, 1.f, outer",
+        "sm80_fwd_int8_d64",
     ),
     "sum of integer P not folded": Bug(
         "attention/mma_sync_fwd.cuh",
@@ -120,8 +123,10 @@ CUDA_BUGS = {
     "fragments of Q in the wrong order": Bug(
         "common/quant_format.h", "(row % 8 * 4 + d % 16 / 4) * 16", "(d % 16 / 4 * 8 + row % 8) * 16"
     ),
-    "halves of Q's fragments swapped": Bug(
-        "quantize/q_tile.h", "{{other0, other1, first[1], second[1]}}", "{{first[1], second[1], other0, other1}}"
+    "registers of Q's fragments in another order": Bug(
+        "quantize/q_tile.h",
+        "wgmma ? first[1] : second[0], wgmma ? second[0] : first[1]",
+        "wgmma ? second[0] : first[1], wgmma ? first[1] : second[0]",
     ),
     "tiles of packed sequences overlap": Bug(
         "common/quant_format.h", "first_row / kTileRows + b :", "first_row / kTileRows :"
@@ -177,8 +182,8 @@ CUDA_BUGS = {
         "quantize/v_tile.h", "? Scale::power_of_two(amax) :", "? Scale{1.f, 1.f} :", "sm80_fwd_f16acc_f32_d64"
     ),
     "scale of V of the first head": Bug(
-        "attention/mma_sync_fwd.cuh",
-        "p.num_heads_kv + place.head_kv;",
+        "attention/store_row.h",
+        "p.num_heads_kv + head / (p.num_heads_q / p.num_heads_kv);",
         "p.num_heads_kv;",
         "sm80_fwd_int8_d64",
     ),

@@ -1,16 +1,62 @@
-"""Bugs in the CUDA kernels of INT4 Q and K, of smoothing of Q and of rotation."""
+"""Bugs in the CUDA kernels of operands for wgmma, of INT4 Q and K, of smoothing of Q and of rotation."""
 
 from __future__ import annotations
 
 from .bug import Bug
 
 FWD = "attention/mma_sync_fwd.cuh"
-Q_TILE, K_TILE, TILES = "quantize/q_tile.h", "quantize/k_tile.h", "quantize/tiles.h"
+FORMAT = "common/quant_format.h"
+Q_TILE, K_TILE, V_TILE, TILES = "quantize/q_tile.h", "quantize/k_tile.h", "quantize/v_tile.h", "quantize/tiles.h"
 Q_MEAN = "tile/q_mean.h"
 INT4 = "sm80_fwd_int4_f16_d64"
 INT4_WIDE = "sm80_fwd_int4_f16_d128"
 
 CUDA_BUGS = {
+    # Operands for wgmma.
+    "operands for wgmma not swizzled": Bug(
+        FORMAT, "return offset ^ (offset >> 3 & (kRowBytes - 16));", "return offset;", "quantizers"
+    ),
+    "operands for wgmma swizzled by other rows": Bug(FORMAT, "(offset >> 3 &", "(offset >> 4 &", "quantizers"),
+    "operands for wgmma with 64 bytes a row swizzled like those with 128": Bug(
+        FORMAT, "(offset >> 3 & (kRowBytes - 16))", "(offset >> 3 & 112)", "quantizers"
+    ),
+    "panels of operands for wgmma swapped": Bug(
+        FORMAT,
+        "d / kPanel * (kWgmmaRows * kPanel)",
+        "(kHeadDim / kPanel - 1 - d / kPanel) * (kWgmmaRows * kPanel)",
+        "quantizers",
+    ),
+    "images of Q for wgmma a panel apart": Bug(
+        FORMAT,
+        "row / kWgmmaRows * (kWgmmaRows * kHeadDim)",
+        "row / kWgmmaRows * (kWgmmaRows * kPanel)",
+        "quantizers",
+    ),
+    "halves of Q for wgmma swapped": Bug(
+        Q_TILE, "wgmma_offset<kHeadDim>(r + odd * 8,", "wgmma_offset<kHeadDim>((r ^ 64) + odd * 8,", "quantizers"
+    ),
+    "rows of Q for wgmma swapped": Bug(Q_TILE, "(r + odd * 8,", "(r + 8 - odd * 8,", "quantizers"),
+    "channels of Q for wgmma exchanged with another lane": Bug(Q_TILE, "wgmma ? 1 : 2);", "2);", "quantizers"),
+    "Q for wgmma in the order of mma.sync": Bug(
+        Q_TILE, "bool const wgmma = order == OperandOrder::kWgmma;", "bool const wgmma = false;", "quantizers"
+    ),
+    "keys of K for wgmma in another order": Bug(
+        K_TILE, "kWgmma ? wgmma_offset<kHeadDim>(row,", "kWgmma ? wgmma_offset<kHeadDim>(row ^ 1,", "quantizers"
+    ),
+    "K for wgmma in the order of mma.sync": Bug(K_TILE, "order == OperandOrder::kWgmma ?", "false ?", "quantizers"),
+    "keys of V for wgmma not permuted": Bug(
+        FORMAT, "swizzled_offset<kKTileRows>(d, v8_position(key))", "swizzled_offset<kKTileRows>(d, key)", "quantizers"
+    ),
+    "keys of V for wgmma in another order": Bug(
+        FORMAT, "(d, v8_position(key))", "(d, v8_position(key ^ 4))", "quantizers"
+    ),
+    "V for wgmma in the order of mma.sync": Bug(
+        V_TILE, "bool const wgmma = p.order == OperandOrder::kWgmma;", "bool const wgmma = false;", "quantizers"
+    ),
+    "channels of V for wgmma in another order": Bug(
+        V_TILE, "v8_wgmma_offset(key(0), channel + c)", "v8_wgmma_offset(key(0), channel + (c ^ 1))", "quantizers"
+    ),
+    "V put elsewhere than it is read": Bug(V_TILE, "chunk_place(offset / 16) * 16", "offset / 16 * 16", "quantizers"),
     # INT4.
     "largest magnitude maps to 8": Bug(TILES, "kInt8 ? 127.f : 7.f", "kInt8 ? 127.f : 8.f", INT4),
     "low half of a byte has the odd channel": Bug(
@@ -34,9 +80,12 @@ CUDA_BUGS = {
     ),
     "keys of INT4 K in another order": Bug(K_TILE, "k_int4_offset(key(lane), ", "k_int4_offset(key(lane ^ 1), ", INT4),
     "halves of INT4 Q's fragments swapped": Bug(
-        Q_TILE, "{{other0, other1, codes[2][0], codes[3][0]}}", "{{codes[2][0], codes[3][0], other0, other1}}", INT4
+        Q_TILE,
+        "{codes[0][0], codes[1][0], codes[2][0], codes[3][0]}",
+        "{codes[2][0], codes[3][0], codes[0][0], codes[1][0]}",
+        INT4,
     ),
-    "rows of INT4 Q in another order": Bug(Q_TILE, "upper ? r + 16 : r, upper", "upper ? r : r + 16, upper", INT4),
+    "rows of INT4 Q in another order": Bug(Q_TILE, "r + upper * 16,", "r + 16 - upper * 16,", INT4),
     "k-steps of INT4 Q in another order": Bug(
         "common/quant_format.h",
         "return q_int8_offset<kHeadDim / 2>(row, d / 2);",
@@ -46,7 +95,7 @@ CUDA_BUGS = {
     # Smoothing of Q.
     "mean of Q over 128 rows": Bug(Q_TILE, "num_rows < kQTileRows ? num_rows : kQTileRows", "kQTileRows", INT4),
     "mean of half of the slots": Bug(
-        Q_TILE, "slot < kSlots; ++slot)\n        mean", "slot < kSlots / 2; ++slot)\n        mean", INT4
+        Q_TILE, "slot < kSlots; ++slot)\n          mean", "slot < kSlots / 2; ++slot)\n          mean", INT4
     ),
     "mean of Q not subtracted": Bug(Q_TILE, "y[c] - shared.q_mean[Lanes::channel() + c] : 0.f", "y[c] : 0.f", INT4),
     "mean of Q subtracted twice": Bug(
@@ -112,23 +161,23 @@ CUDA_BUGS = {
           bias = 0.f;
         }
         if (n < place.whole_first || n >= place.whole_last || p.mask.data || (!smooth_q && scale > kMaxBiasedScale)) {
-          tile::mask_scores(s, unit, bias, place.visible(p), p.mask, place.batch, place.head,
-                            place.row + arch::warp_index() * 16 * kMTiles, int64_t{n} * kBlockN);
+          tile::mask_scores<false>(s, unit, bias, place.visible(p), p.mask, place.batch, place.head,
+                                   place.row + arch::warp_index() * 16 * kMTiles, int64_t{n} * kBlockN);
           unit = 1.f;
           bias = 0.f;
         }
         if (exact) {
-          find_maximum(s, unit, bias, place.max_offset, tile_max);
+          find_maximum(s, unit, bias, kFp8 ? p.log2_p_max : 0.f, tile_max);
 """,
-        """        if (exact) find_maximum(s, unit, bias, place.max_offset, tile_max);
+        """        if (exact) find_maximum(s, unit, bias, kFp8 ? p.log2_p_max : 0.f, tile_max);
         if (smooth_q) {
           tile::add_q_mean(s, unit, bias, shared.q_mean_k);
           unit = 1.f;
           bias = 0.f;
         }
         if (n < place.whole_first || n >= place.whole_last || p.mask.data || (!smooth_q && scale > kMaxBiasedScale)) {
-          tile::mask_scores(s, unit, bias, place.visible(p), p.mask, place.batch, place.head,
-                            place.row + arch::warp_index() * 16 * kMTiles, int64_t{n} * kBlockN);
+          tile::mask_scores<false>(s, unit, bias, place.visible(p), p.mask, place.batch, place.head,
+                                   place.row + arch::warp_index() * 16 * kMTiles, int64_t{n} * kBlockN);
           unit = 1.f;
           bias = 0.f;
         }

@@ -17,6 +17,8 @@ struct Emulated {
   int32_t architecture;
 };
 
+constexpr int32_t kSmCount = 3;  // so few that a persistent block has several tiles of Q
+
 constexpr Emulated kEmulated[] = {{"sm80", 80}, {"sm89", 89}, {"sm90", 90}, {"sm120", 120}};
 
 }  // namespace
@@ -46,7 +48,7 @@ Status cuda_device(int32_t index, CudaDevice* device) {
   std::snprintf(device->name, sizeof device->name, "emulated %s", is->name);
   device->compute_capability_major = is->architecture / 10;
   device->compute_capability_minor = is->architecture % 10;
-  device->sm_count = 1;
+  device->sm_count = kSmCount;
   return {};
 }
 
@@ -58,6 +60,7 @@ Status cuda_limits(Device const& device, CudaLimits* limits) {
     architecture = is->architecture;
   }
   *limits = *known_limits(architecture);
+  limits->sm_count = kSmCount;
   return {};
 }
 

@@ -1,17 +1,17 @@
 // The atoms whose registers are recorded on a GPU (dump_atoms.cu) and replayed in the emulator
 // (emulator/self_test/golden.cpp): the same code, compiled by nvcc and by g++.
 #pragma once
+#include <cutlass/arch/barrier.h>
 #include <cutlass/numeric_types.h>
-#include <cute/tensor.hpp>
 
 #include <cstdint>
 #include <cstring>
+#include <cute/tensor.hpp>
 #include <type_traits>
 
-namespace golden {
+#include "common/quant_format.h"
 
-constexpr int kLanes = 32;
-constexpr int kSharedBytes = kLanes * 16;
+namespace golden {
 
 // What a 32-bit word of a register holds.
 enum class Content { kBits, kF16, kBF16, kE4M3, kF32, kUE8M0 };
@@ -30,11 +30,17 @@ constexpr Content content_of() {
   return Content::kBits;
 }
 
-// A case runs one atom in one warp. in and out: the words of this lane, in global memory.
+// A case runs one atom in one block of kLanes threads. in and out: the words of this lane, in global memory, those of
+// the next lane behind them; smem: kSharedBytes, 1024-byte aligned. kOnNewer: GPUs that are newer than the first
+// architecture with the atom have it, too.
+struct WarpCase {
+  static constexpr int kLanes = 32, kSharedBytes = kLanes * 16;
+  static constexpr bool kOnNewer = true;
+};
 
 // in: the words of A, B and C, out: those of D.
 template <class Op>
-struct MmaCase {
+struct MmaCase : WarpCase {
   using Traits = cute::MMA_Traits<Op>;
   static constexpr int kA = sizeof(typename Op::ARegisters) / 4, kB = sizeof(typename Op::BRegisters) / 4,
                        kC = sizeof(typename Op::CRegisters) / 4;
@@ -71,7 +77,7 @@ struct MmaCase {
 
 // in: the words of A, B and C and the scales of A and B, each in the lowest byte of a word; out: those of D.
 template <class Op>
-struct ScaledMmaCase {
+struct ScaledMmaCase : WarpCase {
   using Traits = cute::MMA_Traits<Op>;
   static constexpr int kA = 4, kB = 2, kC = 4, kOperands = kA + kB + kC;
   static constexpr int kIn = kOperands + 2, kOut = 4;
@@ -106,7 +112,7 @@ struct ScaledMmaCase {
 
 // in: a row of 16 bytes, which the lane stores to shared memory; out: what it gets from rows that other lanes stored.
 template <class Op>
-struct LdmatrixCase {
+struct LdmatrixCase : WarpCase {
   static constexpr int kIn = 4, kOut = sizeof(typename Op::DRegisters) / 4;
   static constexpr Accuracy kAccuracy = Accuracy::kBitwise;
 
@@ -129,7 +135,7 @@ struct LdmatrixCase {
 // in: a row of 16 bytes, so aligned, which the lane copies to shared memory in pieces of the size of Op; out: the row
 // of another lane. Where Op takes a predicate it is false, and the piece filled with zeros, for every third piece.
 template <class Op>
-struct CpAsyncCase {
+struct CpAsyncCase : WarpCase {
   using Piece = std::remove_extent_t<typename Op::SRegisters>;
   static constexpr int kIn = 4, kOut = 4;
   static constexpr Accuracy kAccuracy = Accuracy::kBitwise;
@@ -153,6 +159,128 @@ struct CpAsyncCase {
     cute::cp_async_wait<0>();
     __syncthreads();  // the row that this lane reads was copied by another one
     memcpy(out, smem + (threadIdx.x * 11 + 7) % kLanes * 16, 16);
+  }
+};
+
+// Instructions of a warpgroup along K, as many as a row of kRowBytes of the operands in shared memory has, which are
+// images of swizzled_offset(). Word i of lane l of an operand in shared memory is word l * kA + i (l * kB + i) of the
+// matrix without its swizzle.
+// in: the words of A (in registers: of each instruction) and B; with A in registers those of C; out: those of D.
+// Without C the first instruction is told to take zeros.
+template <class Op, int kRowBytes>
+struct WgmmaCase {
+  using Traits = cute::MMA_Traits<Op>;
+  using A = typename Traits::ValTypeA;
+  using B = typename Traits::ValTypeB;
+  static constexpr bool kAInRegisters = std::is_same<std::remove_extent_t<typename Op::ARegisters>, uint32_t>::value;
+  static constexpr int kLanes = 128, kRowsA = 64, kRowsB = cute::size<1>(typename Traits::Shape_MNK{});
+  static constexpr bool kOnNewer = false;
+  static constexpr int kImageRowBytes = kRowBytes, kSteps = kRowBytes / 32,
+                       kBytesA = kAInRegisters ? 0 : kRowsA * kRowBytes;
+  static constexpr int kSharedBytes = kBytesA + kRowsB * kRowBytes;
+  static constexpr int kA = kRowsA * kRowBytes / 4 / kLanes, kB = kRowsB * kRowBytes / 4 / kLanes;
+  static constexpr int kOut = kRowsA * kRowsB / kLanes;
+  static constexpr int kIn = kA + kB + (kAInRegisters ? kOut : 0);
+  static constexpr Accuracy kAccuracy =
+      std::is_same<typename Traits::ValTypeC, float>::value ? Accuracy::kFp22 : Accuracy::kBitwise;
+  static_assert(sizeof(A) == 1 && sizeof(B) == 1 && sizeof(typename Op::CRegisters) == 4 * kOut);
+
+  static constexpr Content content(int word) {
+    return word < kA + kB ? content_of<A>() : content_of<typename Traits::ValTypeC>();
+  }
+
+  CUTE_DEVICE static void run(uint32_t const* in, uint32_t* out, char* smem) {
+    using namespace cute;
+    if constexpr (!kAInRegisters) store_image(in, kA, smem);
+    store_image(in + kA, kB, smem + kBytesA);
+    cutlass::arch::fence_view_async_shared();
+    __syncthreads();  // the images are visible to the tensor cores
+
+    auto mma = make_tiled_mma(Op{});
+    auto const slice = mma.get_slice(threadIdx.x);
+    auto const b = slice.partition_fragment_B(image<B, kRowsB>(smem + kBytesA));
+    auto d = partition_fragment_C(mma, Shape<Int<kRowsA>, Int<kRowsB>>{});
+    if constexpr (kAInRegisters) {
+      uint32_t a[kSteps][4];
+      memcpy(a, in, sizeof(a));
+      memcpy(d.data(), in + kA + kB, 4 * kOut);
+      multiply(mma, d, b, [&a](int i) {
+        return make_tensor(reinterpret_cast<A*>(a[i]), make_layout(Shape<Shape<_4, _2, _2>, _1>{}));
+      });
+    } else {
+      mma.accumulate_ = GMMA::ScaleOut::Zero;
+      auto const a = slice.partition_fragment_A(image<A, kRowsA>(smem));
+      multiply(mma, d, b, [&a](int i) { return a(_, _, i); });
+    }
+    memcpy(out, d.data(), 4 * kOut);
+  }
+
+ private:
+  CUTE_DEVICE static void store_image(uint32_t const* words, int count, char* target) {
+    for (int i = 0; i < count; ++i) {
+      int const byte = (threadIdx.x * count + i) * 4;
+      memcpy(target + sage::swizzled_offset<kRowBytes>(byte / kRowBytes, byte % kRowBytes), words + i, 4);
+    }
+  }
+
+  template <class T, int kRows>
+  CUTE_DEVICE static auto image(char* smem) {
+    using namespace cute;
+    using Atom = std::conditional_t<kRowBytes == 64, GMMA::Layout_K_SW64_Atom<T>, GMMA::Layout_K_SW128_Atom<T>>;
+    return make_tensor(make_smem_ptr(reinterpret_cast<T*>(smem)),
+                       tile_to_shape(Atom{}, Shape<Int<kRows>, Int<kRowBytes>>{}));
+  }
+
+  // d += a(i) b(i) for all steps.
+  template <class Mma, class D, class B, class A>
+  CUTE_DEVICE static void multiply(Mma& mma, D& d, B const& b, A const& a) {
+    cute::warpgroup_fence_operand(d);
+    cute::warpgroup_arrive();
+    CUTE_UNROLL
+    for (int i = 0; i < kSteps; ++i) {
+      cute::gemm(mma, a(i), b(cute::_, cute::_, i), d);
+      mma.accumulate_ = cute::GMMA::ScaleOut::One;
+    }
+    cute::warpgroup_commit_batch();
+    cute::warpgroup_wait<0>();
+    cute::warpgroup_fence_operand(d);
+  }
+};
+
+// in: a row of 16 bytes, so aligned. One lane copies all of them to shared memory, row (l + 1) mod 32 to row l, and
+// once more, row l to row l, with a copy of its own for the last one. Full and empty barriers keep the copies and their
+// readers apart. out: row (11 l + 7) mod 32 of shared memory, after the first time and after the second.
+struct BulkCopyCase : WarpCase {
+  static constexpr int kIn = 4, kOut = 8, kRowBytes = 16;
+  static constexpr Accuracy kAccuracy = Accuracy::kBitwise;
+  static constexpr int kSharedBytes = WarpCase::kSharedBytes + 2 * sizeof(uint64_t);
+
+  static constexpr Content content(int) { return Content::kBits; }
+
+  CUTE_DEVICE static void run(uint32_t const* in, uint32_t* out, char* smem) {
+    using Barrier = cutlass::arch::ClusterTransactionBarrier;
+    constexpr int kRows = kLanes, kLast = (kRows - 1) * kRowBytes;
+    auto* const full = reinterpret_cast<uint64_t*>(smem + kRows * kRowBytes);
+    auto* const empty = full + 1;
+    if (threadIdx.x == 0) {
+      Barrier::init(full, 1);
+      Barrier::init(empty, kLanes);
+      cutlass::arch::fence_barrier_init();
+    }
+    __syncthreads();  // the barriers are visible to all
+    for (int round = 0; round < 2; ++round) {
+      if (threadIdx.x == 0) {
+        auto const* const rows = reinterpret_cast<char const*>(in);
+        int const shift = round == 0 ? kRowBytes : 0;
+        Barrier::wait(empty, round ^ 1);  // the first time nobody reads
+        Barrier::arrive_and_expect_tx(full, kRows * kRowBytes);
+        cute::SM90_BULK_COPY_G2S::copy(rows + shift, full, smem, kLast);
+        cute::SM90_BULK_COPY_G2S::copy(rows + (kLast + shift) % (kRows * kRowBytes), full, smem + kLast, kRowBytes);
+      }
+      Barrier::wait(full, round);
+      memcpy(out + 4 * round, smem + (threadIdx.x * 11 + 7) % kRows * kRowBytes, kRowBytes);
+      Barrier::arrive(empty);
+    }
   }
 };
 
@@ -185,6 +313,11 @@ void visit_cases(Visitor& visitor) {
   using Mxfp8 = cute::SM120::BLOCKSCALED::SM120_16x8x32_TN_VS<cute::float_e4m3_t, cute::float_e4m3_t, float,
                                                               cute::float_ue8m0_t, 32>;
   visitor.template visit<ScaledMmaCase<Mxfp8>>("SM120_16x8x32_F32E4M3E4M3F32_TN_VS32_UE8M0");
+  visitor.template visit<WgmmaCase<cute::SM90_64x128x32_S32S8S8_SS_TN, 128>>("SM90_64x128x32_S32S8S8_SS_TN_SW128");
+  visitor.template visit<WgmmaCase<cute::SM90_64x64x32_S32S8S8_SS_TN, 64>>("SM90_64x64x32_S32S8S8_SS_TN_SW64");
+  visitor.template visit<WgmmaCase<cute::SM90_64x64x32_F32E4M3E4M3_RS_TN<>, 64>>(
+      "SM90_64x64x32_F32E4M3E4M3_RS_TN_SW64");
+  visitor.template visit<BulkCopyCase>("SM90_BULK_COPY_G2S");
 }
 
 }  // namespace golden

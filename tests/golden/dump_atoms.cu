@@ -1,5 +1,6 @@
 // Runs every atom of atoms.h with pseudo-random registers on the GPU and writes golden vectors to standard output:
-//   nvcc -gencode arch=compute_90a,code=sm_90a -std=c++17 -I tests -I CUTLASS/include tests/golden/dump_atoms.cu
+//   nvcc -gencode arch=compute_90a,code=sm_90a -std=c++17 -I tests -I csrc/kernels -I CUTLASS/include
+//     tests/golden/dump_atoms.cu
 //   ./a.out > tests/golden/h200.txt
 #include <cuda_runtime.h>
 
@@ -12,7 +13,7 @@
 
 namespace {
 
-constexpr int kVectorsPerAtom = 4;
+constexpr int kLinesPerAtom = 128;  // of the file
 
 void check(cudaError_t error, char const* what) {
   if (error == cudaSuccess) return;
@@ -22,7 +23,7 @@ void check(cudaError_t error, char const* what) {
 
 template <class Case>
 __global__ void run_case(uint32_t const* in, uint32_t* out) {
-  __shared__ __align__(128) char smem[golden::kSharedBytes];
+  __shared__ __align__(1024) char smem[Case::kSharedBytes];
   Case::run(in + threadIdx.x * Case::kIn, out + threadIdx.x * Case::kOut, smem);
 }
 
@@ -31,18 +32,19 @@ struct Dump {
 
   template <class Case>
   void visit(char const* name) {
-    if (architecture < std::atoi(name + std::strlen("SM"))) {
+    int const first = std::atoi(name + std::strlen("SM"));
+    if (architecture < first || (architecture > first && !Case::kOnNewer)) {
       std::cerr << name << " is left out: this GPU is sm_" << architecture << "\n";
       return;
     }
-    for (int i = 0; i < kVectorsPerAtom; ++i) {
+    for (int i = 0; i < kLinesPerAtom / Case::kLanes; ++i) {
       golden::Vector vector = golden::make_vector<Case>(name, i);
       uint32_t *in, *out;
       size_t const in_bytes = vector.in.size() * 4, out_bytes = vector.out.size() * 4;
       check(cudaMalloc(&in, in_bytes), "cudaMalloc");
       check(cudaMalloc(&out, out_bytes), "cudaMalloc");
       check(cudaMemcpy(in, vector.in.data(), in_bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
-      run_case<Case><<<1, golden::kLanes>>>(in, out);
+      run_case<Case><<<1, Case::kLanes>>>(in, out);
       check(cudaGetLastError(), name);
       check(cudaMemcpy(vector.out.data(), out, out_bytes, cudaMemcpyDeviceToHost), name);
       check(cudaFree(in), "cudaFree");

@@ -14,11 +14,13 @@
 namespace golden {
 
 constexpr char kMagic[] = "sage-golden 1";
+constexpr int kDefaultLanes = 32;
 
 struct Vector {
   std::string atom;
   int in_words = 0, out_words = 0;  // per lane
-  std::vector<uint32_t> in, out;    // [lane][word]
+  int lanes = kDefaultLanes;
+  std::vector<uint32_t> in, out;  // [lane][word]
 };
 
 // A float of the format with a random sign and fraction and an exponent of moderate size: sums neither overflow nor are
@@ -54,9 +56,9 @@ struct Random {
 // A vector without a result.
 template <class Case>
 Vector make_vector(char const* name, uint64_t seed) {
-  Vector vector{name, Case::kIn, Case::kOut, {}, std::vector<uint32_t>(kLanes * Case::kOut)};
+  Vector vector{name, Case::kIn, Case::kOut, Case::kLanes, {}, std::vector<uint32_t>(Case::kLanes * Case::kOut)};
   Random random{seed};
-  for (int lane = 0; lane < kLanes; ++lane) {
+  for (int lane = 0; lane < Case::kLanes; ++lane) {
     for (int word = 0; word < Case::kIn; ++word) vector.in.push_back(random.word(Case::content(word)));
   }
   return vector;
@@ -65,7 +67,9 @@ Vector make_vector(char const* name, uint64_t seed) {
 inline void write_header(std::ostream& file, std::string const& device) { file << kMagic << "\n# " << device << "\n"; }
 
 inline void write_vector(std::ostream& file, Vector const& vector) {
-  file << "atom " << vector.atom << " in " << vector.in_words << " out " << vector.out_words << "\n";
+  file << "atom " << vector.atom << " in " << vector.in_words << " out " << vector.out_words;
+  if (vector.lanes != kDefaultLanes) file << " lanes " << vector.lanes;
+  file << "\n";
   auto const write_words = [&file](uint32_t const* words, int count) {
     for (int i = 0; i < count; ++i) {
       char text[16];
@@ -73,7 +77,7 @@ inline void write_vector(std::ostream& file, Vector const& vector) {
       file << text;
     }
   };
-  for (int lane = 0; lane < kLanes; ++lane) {
+  for (int lane = 0; lane < vector.lanes; ++lane) {
     write_words(&vector.in[lane * vector.in_words], vector.in_words);
     file << " : ";
     write_words(&vector.out[lane * vector.out_words], vector.out_words);
@@ -97,13 +101,15 @@ inline std::vector<Vector> read_vectors(std::string const& path) {
   while (next()) {
     if (line.empty() || line[0] == '#') continue;
     std::istringstream header(line);
-    std::string atom, in, out;
+    std::string atom, in, out, lanes = "lanes";
     Vector vector;
-    if (!(header >> atom >> vector.atom >> in >> vector.in_words >> out >> vector.out_words) || atom != "atom" ||
-        in != "in" || out != "out" || vector.in_words < 1 || vector.out_words < 1) {
-      fail("expected 'atom NAME in WORDS out WORDS', got '" + line + "'");
+    bool ok = static_cast<bool>(header >> atom >> vector.atom >> in >> vector.in_words >> out >> vector.out_words);
+    if (ok && !(header >> std::ws).eof()) ok = header >> lanes >> vector.lanes && (header >> std::ws).eof();
+    if (!ok || atom != "atom" || in != "in" || out != "out" || lanes != "lanes" || vector.in_words < 1 ||
+        vector.out_words < 1 || vector.lanes < 1) {
+      fail("expected 'atom NAME in WORDS out WORDS' or that and 'lanes LANES', got '" + line + "'");
     }
-    for (int lane = 0; lane < kLanes; ++lane) {
+    for (int lane = 0; lane < vector.lanes; ++lane) {
       if (!next()) fail("the file ends before lane " + std::to_string(lane) + " of " + vector.atom);
       std::istringstream words(line);
       words >> std::hex;

@@ -55,6 +55,12 @@ std::string expect_invalid(Status const& status, char const* part) {
   return expect_error(status, StatusCode::kInvalidArgument, part);
 }
 
+// Of a view's tag; null: `status` must be ok.
+std::string expect(Status const& status, char const* view, char const* message) {
+  if (!message) return status.message;
+  return expect_invalid(status, (std::string(view) + " " + message).c_str());
+}
+
 std::string expect_launches(Result const& result, uint64_t expected) {
   if (result.launches == expected) return "";
   return std::to_string(result.launches) + " launches, not " + std::to_string(expected);
@@ -72,10 +78,10 @@ std::string same(Problem const& problem, int stats) {
   return plan.workspace_bytes() == plan.quantized_q_bytes() + plan.quantized_kv_bytes() ? "" : "workspace_bytes";
 }
 
-// For sm_89, folded every two tiles of keys.
-AttnDesc make_fp8_desc(sage::Recipe const& recipe, int64_t seqlen_q, int64_t seqlen_k) {
+// Folded every two tiles of keys.
+AttnDesc make_fp8_desc(sage::Recipe const& recipe, int64_t seqlen_q, int64_t seqlen_k, int32_t architecture = 89) {
   AttnDesc desc = make_desc(seqlen_q, seqlen_k);
-  desc.device.architecture = 89;
+  desc.device.architecture = architecture;
   desc.recipe = recipe;
   desc.recipe.fold_every = 2;
   return desc;
@@ -128,10 +134,13 @@ void same_results() {
     desc.recipe.key_order = sage::KeyOrder::kReverse;
     return same(Problem(desc, {5, 0, 130, 64}, {70, 30, 300, 0}), 1);
   });
-  test("sage2 on sm_120", [] {
-    AttnDesc desc = make_fp8_desc(sage2(), 150, 300);
-    desc.device.architecture = 120;
-    return same(Problem(desc), 1);
+  test("sage2 on sm_120", [] { return same(Problem(make_fp8_desc(sage2(), 150, 300, 120)), 1); });
+  test("sage2 on sm_90, folded", [] { return same(Problem(make_fp8_desc(sage2(), 150, 300, 90)), 1); });
+  test("sage2 on sm_90, approximate exp, reverse, packed", [] {
+    AttnDesc desc = make_fp8_desc(sage2(), 0, 0, 90);
+    desc.recipe.approximate_exp = true;
+    desc.recipe.key_order = sage::KeyOrder::kReverse;
+    return same(Problem(desc, {5, 0, 130, 64}, {70, 30, 300, 0}), 1);
   });
   test("sage2, V smoothed and K not", [] {
     AttnDesc desc = make_fp8_desc(sage2(), 150, 300);
@@ -308,15 +317,37 @@ std::string folding() {
                         "q was quantized for seqlen_k 128 and has no room for the sums over 300 keys");
 
   // On sm_120 nothing is folded.
-  AttnDesc other_desc = desc;
-  other_desc.device.architecture = 120;
-  Problem const other(other_desc);
+  Problem const other(make_fp8_desc(sage2(), 150, 300, 120));
   AttnPlan const other_plan = other.plan();
   Buffer const other_buffer(other_plan.quantized_q_bytes());
   QuantizedQ other_q;
   all += other_plan.quantize_q(many.args, kv, other_buffer.data(), nullptr, &other_q).message;
   all += expect_invalid(many.run_quantized(other_q, kv).status,
                         "q was quantized for seqlen_k 300 and has no room for the sums over 300 keys");
+  return all.text;
+}
+
+// The kernels of one GPU do not read what was arranged for those of another.
+std::string operand_orders() {
+  Problem const here(make_fp8_desc(sage2(), 70, 300, 90)), there(make_fp8_desc(sage2(), 70, 300, 89));
+  AttnPlan const plan = here.plan(), other_plan = there.plan();
+  Buffer const q_buffer(plan.quantized_q_bytes()), kv_buffer(plan.quantized_kv_bytes()),
+      other_q_buffer(other_plan.quantized_q_bytes()), other_kv_buffer(other_plan.quantized_kv_bytes());
+  QuantizedQ q, other_q;
+  QuantizedKv kv, other_kv;
+  Errors all;
+  all += plan.quantize_kv(here.args, kv_buffer.data(), nullptr, &kv).message;
+  all += plan.quantize_q(here.args, kv, q_buffer.data(), nullptr, &q).message;
+  all += other_plan.quantize_kv(there.args, other_kv_buffer.data(), nullptr, &other_kv).message;
+  all += other_plan.quantize_q(there.args, other_kv, other_q_buffer.data(), nullptr, &other_q).message;
+  char const *const wgmma = "has operands for wgmma, the plan needs mma.sync",
+                    *const mma_sync = "has operands for mma.sync, the plan needs wgmma";
+  all += expect(here.run_quantized(q, other_kv).status, "kv", mma_sync);
+  all += expect(here.run_quantized(other_q, kv).status, "q", mma_sync);
+  all += expect(there.run_quantized(other_q, kv).status, "kv", wgmma);
+  all += expect(there.run_quantized(q, other_kv).status, "q", wgmma);
+  QuantizedQ unused;
+  all += expect(plan.quantize_q(here.args, other_kv, q_buffer.data(), nullptr, &unused), "kv", mma_sync);
   return all.text;
 }
 
@@ -349,6 +380,8 @@ std::vector<Field> const kSharedFields = {
     {"has recipe field smooth_q true, the plan needs false", [](AttnDesc& d) { d.recipe.smooth_q = true; }},
     {"has recipe field smooth_k false, the plan needs true", [](AttnDesc& d) { d.recipe.smooth_k = false; }},
     {"has recipe field smooth_v true, the plan needs false", [](AttnDesc& d) { d.recipe.smooth_v = true; }},
+    {"has recipe field approximate_exp true, the plan needs false",
+     [](AttnDesc& d) { d.recipe.approximate_exp = true; }},
     {"has recipe field hadamard true, the plan needs false", [](AttnDesc& d) { d.recipe.hadamard = true; }},
     {"has batch 3, the plan needs 2", [](AttnDesc& d) { d.batch = 3; }},
     {"has head_dim 48, the plan needs 64", [](AttnDesc& d) { d.head_dim = 48; }},
@@ -379,11 +412,6 @@ std::vector<Field> const kPackedQFields = {
     {"has total_q 80, the plan needs 79", [](AttnDesc& d) { d.total_q = 80; }},
     {nullptr, [](AttnDesc& d) { d.total_k = 1; }},
 };
-
-std::string expect(Status const& status, char const* view, char const* message) {
-  if (!message) return status.message;
-  return expect_invalid(status, (std::string(view) + " " + message).c_str());
-}
 
 // Changes a field of the tag of each view in turn: as if another plan had written it.
 std::string tags(Problem const& problem, std::vector<std::vector<Field>> const& of_kv,
@@ -479,6 +507,7 @@ int main() {
   test("lengths of keys", lengths_of_keys);
   test("two keys", two_keys);
   test("folding", folding);
+  test("operand orders", operand_orders);
   test("tags", [] { return tags(Problem(make_desc(70, 300)), {kSharedFields, kKvFields}, {kSharedFields, kQFields}); });
   test("tags, packed",
        [] { return tags(Problem(make_desc(0, 0), {70, 9}, {70, 300}), {kPackedKvFields}, {kPackedQFields}); });

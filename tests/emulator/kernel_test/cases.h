@@ -7,5 +7,6 @@
 namespace kernel_test {
 
 std::vector<Case> cases();
+std::vector<Case> persistent_cases();  // some of them
 
 }  // namespace kernel_test

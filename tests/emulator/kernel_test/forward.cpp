@@ -13,12 +13,13 @@ namespace kernel_test {
 namespace {
 
 // What is wrong; empty if nothing.
-std::string run(Case const& c, sage::CudaForward const& kernels, double* worst) {
+std::string run(Case const& c, sage::CudaForward const& kernels, double* worst, uint32_t* digest) {
   Problem problem(c, kernels);
   if (std::string const error = problem.run(); !error.empty()) return error;
   if (std::string const error = problem.changed(); !error.empty()) return error;
   Comparison const comparison = problem.is_exact() ? compare_elements(problem) : compare_recipe(problem);
   *worst = comparison.worst;
+  *digest = problem.digest();
   return comparison.failure;
 }
 
@@ -37,9 +38,10 @@ int run_cases(char const* name, sage::CudaForward const& kernels, int count, cha
     std::printf("%s, %s: ", name, c.name.c_str());
     std::fflush(stdout);  // the kernel may crash
     double worst = 0.;
-    std::string const failure = run(c, kernels, &worst);
+    uint32_t digest = 0;
+    std::string const failure = run(c, kernels, &worst, &digest);
     if (failure.empty()) {
-      std::printf("passed, at worst %.2f of what is allowed\n", worst);
+      std::printf("passed, at worst %.2f of what is allowed, results %08x\n", worst, digest);
     } else {
       ++failures;
       std::printf("FAILED: %s\n", failure.c_str());

@@ -1,7 +1,5 @@
 #include "kernel_test/problem.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -28,16 +26,6 @@ constexpr int64_t kGuardRows = sage::kQTileRows;  // after out and lse
 constexpr size_t kGuardBytes = 256;               // after the workspace
 
 }  // namespace
-
-float to_float(uint16_t bits, DType dtype) {
-  return dtype == DType::kBFloat16 ? __bfloat162float(__ushort_as_bfloat16(bits))
-                                   : __half2float(__ushort_as_half(bits));
-}
-
-uint16_t from_float(float x, DType dtype) {
-  return dtype == DType::kBFloat16 ? __bfloat16_as_ushort(__float2bfloat16_rn(x))
-                                   : __half_as_ushort(__float2half_rn(x));
-}
 
 // The numbers of e4m3: 3 fraction bits, exponents -6 to 8, 448 the largest.
 double round_to_e4m3(double x) {
@@ -117,6 +105,7 @@ static uint32_t seed_of(std::string const& name) {
 }
 
 static bool is_fp8(sage::CudaForward const& kernels) { return kernels.pv == sage::PvFormat::kFp8E4m3; }
+static bool uses_wgmma(sage::CudaForward const& kernels) { return kernels.order == sage::OperandOrder::kWgmma; }
 static bool has_8bit_v(sage::CudaForward const& kernels) {
   return is_fp8(kernels) || kernels.pv == sage::PvFormat::kInt8;
 }
@@ -124,6 +113,7 @@ static bool has_8bit_v(sage::CudaForward const& kernels) {
 bool serves(sage::CudaForward const& kernels, Case const& c) {
   bool const sums_in_fp32 = kernels.pv_accum == sage::PvAccum::kFp32;  // then there is nothing to fold
   bool const folds = c.fold_every != Case{}.fold_every || c.fold_slots > 0;
+  if (uses_wgmma(kernels) ? c.fold_every < 2 || c.fold_slots > 0 : c.persistent) return false;
   return (!folds || (is_fp8(kernels) && !sums_in_fp32)) && (c.p_max == 0.f || is_fp8(kernels)) &&
          (c.v_data != VData::kLargest || is_fp8(kernels)) && (!c.smooth_v || has_8bit_v(kernels)) &&
          (c.q_mean == QMean::kNone || kernels.qk == sage::QkFormat::kInt4);
@@ -194,6 +184,7 @@ void Problem::set_recipe() {
   recipe.smooth_k = case_.smooth_k;
   recipe.smooth_v = case_.smooth_v;
   recipe.hadamard = case_.hadamard;
+  recipe.approximate_exp = kernels_.approximate_exp;
 }
 
 void Problem::make_lengths() {
@@ -263,7 +254,12 @@ bool Problem::has_reduced_sums() const {
   return !block_scaled && simt::configuration().accumulate == simt::Accumulate::kReduced;
 }
 
+int Problem::keys_per_step() const {
+  return uses_wgmma(kernels_) && kernels_.head_dim < 256 ? 2 * sage::kKTileRows : sage::kKTileRows;
+}
+
 double Problem::score_unit(int b, int head, int64_t row) const {
+  if (uses_wgmma(kernels_)) return 0.;  // converts its scores
   double const rotated = case_.hadamard ? kernels_.head_dim * std::pow(rotation_factor(kernels_.head_dim), 2) : 1.;
   double const q_step = data_ == Data::kExact ? group_scale(b, head, q_group(row)) : 0.;
   return std::fabs(softmax_scale) * q_step * kLargestGroupScale * rotated;
@@ -515,7 +511,8 @@ std::string Problem::run() {
       static_cast<char*>(::operator new[](bytes + kGuardBytes, std::align_val_t{64})), free_aligned);
   std::memset(workspace.get(), 0xFF, bytes + kGuardBytes);
   set_fold_slots(case_.fold_slots);
-  if (sage::Status const status = run_cuda(desc, kernels_, args, workspace.get(), nullptr); !status.ok()) {
+  if (sage::Status const status = run_cuda(desc, kernels_, case_.sm_count, args, workspace.get(), nullptr);
+      !status.ok()) {
     return status.message;
   }
   if (!last_launch().all_given_back) return "a fold slot was not given back";
@@ -533,6 +530,23 @@ std::string Problem::changed() const {
   bool const clean = lse_.empty() || std::all_of(lse_.end() - kGuardRows, lse_.end(), [](float x) { return x != x; });
   if (!clean) return "lse was written beyond its end";
   return out_->is_clean_between() ? "" : "out was written between or after its elements";
+}
+
+uint32_t Problem::digest() const {
+  uint32_t hash = 2166136261u;  // FNV-1a
+  auto const add = [&hash](uint32_t bits) { hash = (hash ^ bits) * 16777619u; };
+  for (int b = 0; b < desc.batch; ++b) {
+    for (int h = 0; h < desc.num_heads_q; ++h) {
+      for (int64_t i = 0; i < seqlen_q(b); ++i) {
+        for (int d = 0; d < desc.head_dim; ++d) add(out_row(b, h, i)[d]);
+        uint32_t bits = 0;
+        float const x = has_lse() ? lse(b, h, i) : 0.f;
+        std::memcpy(&bits, &x, sizeof bits);
+        add(bits);
+      }
+    }
+  }
+  return hash;
 }
 
 }  // namespace kernel_test

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "api/forward_cuda.h"
+#include "floats16.h"
 #include "sage/attention.h"
 
 namespace kernel_test {
@@ -71,6 +72,8 @@ struct Case {
   float p_max = 0.f, v_max = 0.f;  // FP8: 448 or 9 or 2.25 of V; 0: the preset's
   int fold_every = 64;             // FP8
   int fold_slots = 0;              // that the attention kernel may use; 0: as many as there are
+  bool persistent = false;         // for kernels whose blocks walk through several tiles of Q
+  int sm_count = 3;                // of the device: at most so many such blocks
   double scores = 2.;  // kExact: about the standard deviation of the scores; its sign is that of softmax_scale
   // kExact: `steps[n]` times 127 * 2^e is added to the scores of tile n of the keys, in units of q k; then the other
   // channels have integers up to 10, and smooth_k must be off. INT4 has these times 7 / 127.
@@ -105,8 +108,8 @@ class Tensor {
   std::vector<uint16_t> remembered_;
 };
 
-float to_float(uint16_t bits, sage::DType dtype);
-uint16_t from_float(float x, sage::DType dtype);
+using floats16::from_float;
+using floats16::to_float;
 double round_to_e4m3(double x);  // to nearest even, saturating
 
 // Whether the kernels have what the case is about.
@@ -120,6 +123,8 @@ class Problem {
   std::string run();
   // What must not have changed, but has; or empty.
   std::string changed() const;
+  // A hash of the results.
+  uint32_t digest() const;
 
   int64_t seqlen_q(int b) const { return seqlens_q_[b]; }
   int64_t seqlen_k(int b) const { return case_.seqused_k.empty() ? seqlens_k_[b] : case_.seqused_k[b]; }
@@ -138,9 +143,12 @@ class Problem {
   }
   bool has_lse() const { return case_.lse; }
   bool is_exact() const { return data_ != Data::kNormal; }
+  // How many keys the kernel takes one maximum of: tiles of 64, or aligned pairs of them.
+  int keys_per_step() const;
   // Whether the tensor cores that add FP8 products in float32 are told to do so with fewer bits, as on sm89.
   bool has_reduced_sums() const;
-  // Of the scores of a row: the largest product of a step of Q and a step of K.
+  // Of the scores of a row: the largest product of a step of Q and a step of K; 0 where the kernel adds nothing to them
+  // that could round them.
   double score_unit(int b, int head, int64_t row) const;
   float lse(int b, int head, int64_t row) const;
   double mask(int b, int head, int64_t row, int64_t col) const;

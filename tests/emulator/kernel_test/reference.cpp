@@ -27,6 +27,13 @@ __attribute__((format(printf, 1, 2))) std::string format(char const* text, ...) 
 // Half a unit in the last place of 1.
 double unit_roundoff(DType dtype) { return dtype == DType::kBFloat16 ? 0x1p-8 : 0x1p-11; }
 
+// approximate_exp: the e4m3 number whose code is the nearest to a linear function of log2(p). That of 2^x is 8 (x + 7),
+// which between powers of two is too large for a logarithm by .0573 * 8 on average.
+double interpolate_e4m3(double p) {
+  int const code = static_cast<int>(std::clamp(std::nearbyint(8. * (std::log2(p) + 7. - .0573)), 0., 126.));
+  return code < 8 ? std::ldexp(code, -9) : std::ldexp(8 + code % 8, code / 8 - 10);
+}
+
 // K and V of one head of one sequence.
 struct Keys {
   std::vector<double> k, v, k_mean, v_mean;
@@ -55,7 +62,7 @@ struct Keys {
 class Row {
  public:
   Row(Problem const& problem, Keys const& keys, int b, int head, int64_t row)
-      : problem_(problem), keys_(keys), dim_(problem.desc.head_dim), q_(dim_) {
+      : problem_(problem), keys_(keys), row_(row), dim_(problem.desc.head_dim), q_(dim_) {
     for (int d = 0; d < dim_; ++d) q_[d] = to_float(problem_.q_row(b, head, row)[d], problem_.desc.dtype);
     find_scores(b, head, row);
     find_score_bound(problem.score_unit(b, head, row));
@@ -73,29 +80,43 @@ class Row {
     return score_bound_ + rounding + shift * scale() * 1e-6 + std::fabs(lse()) * 2e-7;
   }
 
-  // One channel: what it should be, and its bound. 8-bit P is rounded as the recipe says, because its error is far
-  // larger than that of a wrong key.
-  void out(int channel, double* expected, double* bound) const {
-    *expected = *bound = 0.;
-    if (!seen()) return;
-    double const mean = keys_.v_mean[channel];
-    double magnitude = 0, largest = 0;
+  // Of all channels: what they should be, and their bounds. 8-bit P is rounded as the recipe says, because its error is
+  // far larger than that of a wrong key.
+  struct Out {
+    std::vector<double> expected, bound;
+  };
+  Out out() const {
+    Out y{std::vector<double>(dim_), std::vector<double>(dim_)};
+    if (!seen()) return y;
+    std::vector<double> sum(dim_), magnitude(dim_), largest(dim_), linear(dim_), square(dim_);
     for (int64_t j = 0; j < num_keys(); ++j) {
-      *expected += p_[j] * v(j, channel) / divisor_;
-      magnitude += p_[j] * std::fabs(v(j, channel)) / divisor_;
-      largest = std::max(largest, std::fabs(v(j, channel)));
+      double const p = p_[j] / divisor_, *const v = &keys_.v[j * dim_];
+      for (int d = 0; d < dim_; ++d) {
+        double const x = v[d] - keys_.v_mean[d];
+        sum[d] += p * x;
+        magnitude[d] += p * std::fabs(x);
+        largest[d] = std::max(largest[d], std::fabs(x));
+      }
     }
-    double linear = 0, square = 0;
     for (int64_t j = 0; j < num_keys(); ++j) {
-      double const x = p_rounding_[j] * (v(j, channel) - (sums_rounded() ? *expected : 0.)) / least_divisor();
-      linear += std::fabs(x);
-      square += x * x;
+      double const p = p_rounding_[j] / least_divisor(), *const v = &keys_.v[j * dim_];
+      if (p == 0.) continue;
+      for (int d = 0; d < dim_; ++d) {
+        double const x = std::fabs(p * (v[d] - keys_.v_mean[d] - (sums_rounded() ? sum[d] : 0.)));
+        linear[d] += x;
+        square[d] += x * x;
+      }
     }
-    // Errors of many keys add as those of independent uniform numbers do; of few keys at most in full.
-    double const rounding = bytes() ? linear : std::min(linear, 6. * std::sqrt(square / 3.));
-    *expected += mean;
-    *bound = rounding + accumulation() * magnitude + smallest() * largest + 2. * score_bound_ * magnitude +
-             std::fabs(*expected) * unit_roundoff(problem_.desc.dtype) + 0x1p-25 + 1e-6 * (magnitude + std::fabs(mean));
+    double const roundoff = unit_roundoff(problem_.desc.dtype), accumulated = accumulation(), least = smallest();
+    for (int d = 0; d < dim_; ++d) {
+      double const mean = keys_.v_mean[d];
+      // Errors of many keys add as those of independent uniform numbers do; of few keys at most in full.
+      double const rounding = bytes() ? linear[d] : std::min(linear[d], 6. * std::sqrt(square[d] / 3.));
+      y.expected[d] = sum[d] + mean;
+      y.bound[d] = rounding + accumulated * magnitude[d] + least * largest[d] + 2. * score_bound_ * magnitude[d] +
+                   std::fabs(y.expected[d]) * roundoff + 0x1p-25 + 1e-6 * (magnitude[d] + std::fabs(mean));
+    }
+    return y;
   }
 
  private:
@@ -110,7 +131,6 @@ class Row {
   double scale() const { return std::fabs(problem_.softmax_scale); }
   int64_t num_keys() const { return static_cast<int64_t>(scores_.size()); }
   double num_tiles() const { return std::ceil(static_cast<double>(num_keys()) / sage::kKTileRows); }
-  double v(int64_t key, int channel) const { return keys_.v[key * dim_ + channel] - keys_.v_mean[channel]; }
 
   void find_scores(int b, int head, int64_t row) {
     sage::AttnDesc const& d = problem_.desc;
@@ -161,26 +181,34 @@ class Row {
     }
   }
 
+  // P of this row and a key, p times its factor, as the kernel stores it.
+  double rounded(double p, int64_t key) const {
+    if (!fp8()) return std::nearbyint(p);
+    return interpolated(key) ? interpolate_e4m3(p) : round_to_e4m3(p);
+  }
+  // approximate_exp: a quarter of each 64 x 64 scores, half of the keys of an accumulator row's every other 32.
+  bool interpolated(int64_t key) const {
+    return recipe().approximate_exp && key % 32 >= 16 && key / 32 % 2 == row_ % 16 / 8;
+  }
+
   // Integer P: to 255ths of the largest of each tile of keys. FP8: to e4m3 relative to p_max, which the largest of the
-  // tiles up to this one has. What is close to the middle of two may go to either.
+  // steps up to this one has. What is close to the middle of two may go to either.
   void round_probabilities() {
     bool const reverse = recipe().key_order == sage::KeyOrder::kReverse;
-    int64_t const tiles = static_cast<int64_t>(num_tiles());
+    int64_t const step = problem_.keys_per_step(), steps = (num_keys() + step - 1) / step;
     double const p_max = recipe().p_max;
-    auto const rounded = [&](double x) { return fp8() ? round_to_e4m3(x) : std::nearbyint(x); };
     double max = -INFINITY;
-    for (int64_t i = 0; i < tiles; ++i) {
-      int64_t const first = (reverse ? tiles - 1 - i : i) * sage::kKTileRows;
-      int64_t const last = std::min<int64_t>(num_keys(), first + sage::kKTileRows);
-      double const tile_max = *std::max_element(scores_.begin() + first, scores_.begin() + last);
-      max = fp8() ? std::max(max, tile_max) : tile_max;
+    for (int64_t i = 0; i < steps; ++i) {
+      int64_t const first = (reverse ? steps - 1 - i : i) * step, last = std::min<int64_t>(num_keys(), first + step);
+      double const step_max = *std::max_element(scores_.begin() + first, scores_.begin() + last);
+      max = fp8() ? std::max(max, step_max) : step_max;
       double const fold = max == -INFINITY ? 0. : std::exp(max - max_) / p_max;
       for (int64_t j = first; j < last; ++j) {
         double const exact = scores_[j] == -INFINITY ? 0. : p_max * std::exp(scores_[j] - max);
-        double const slack = exact * score_bound_ + (integer() ? 1e-4 : exact * 1e-6), code = rounded(exact);
+        double const slack = exact * score_bound_ + (integer() ? 1e-4 : exact * 1e-6), code = rounded(exact, j);
+        double const least = rounded(std::max(exact - slack, 0.), j), most = rounded(exact + slack, j);
         p_[j] = code * fold;
-        p_rounding_[j] =
-            exact == 0. ? 0. : std::max(rounded(exact + slack) - code, code - rounded(exact - slack)) * fold;
+        p_rounding_[j] = exact == 0. ? 0. : std::max(most - code, code - least) * fold;
       }
     }
   }
@@ -216,6 +244,7 @@ class Row {
 
   Problem const& problem_;
   Keys const& keys_;
+  int64_t row_;
   int dim_;
   std::vector<double> q_, scores_, p_, p_rounding_;
   double max_ = -INFINITY, min_ = INFINITY, sum_ = 0., divisor_ = 0., rounding_of_sum_ = 0., score_bound_ = 0.;
@@ -248,10 +277,9 @@ Comparison compare_elements(Problem const& p) {
   };
   for_each_row(p, [&](int b, int h, int64_t i, Row const& row) {
     uint16_t const* const out = p.out_row(b, h, i);
+    Row::Out const y = row.out();
     for (int d = 0; d < p.desc.head_dim; ++d) {
-      double expected, bound;
-      row.out(d, &expected, &bound);
-      check(to_float(out[d], p.desc.dtype), expected, bound,
+      check(to_float(out[d], p.desc.dtype), y.expected[d], y.bound[d],
             [&] { return format("out[%d, %d, %d, %d]", b, h, static_cast<int>(i), d); });
     }
     if (p.has_lse()) {
@@ -289,12 +317,11 @@ static Limits recipe_limits(sage::Recipe const& recipe) {
 Comparison compare_recipe(Problem const& p) {
   double squared_error = 0, squared = 0, max_error = 0, lse_error = 0;
   for_each_row(p, [&](int b, int h, int64_t i, Row const& row) {
+    Row::Out const y = row.out();
     for (int d = 0; d < p.desc.head_dim; ++d) {
-      double expected, bound;
-      row.out(d, &expected, &bound);
-      double const error = std::fabs(to_float(p.out_row(b, h, i)[d], p.desc.dtype) - expected);
+      double const error = std::fabs(to_float(p.out_row(b, h, i)[d], p.desc.dtype) - y.expected[d]);
       squared_error += error * error;
-      squared += expected * expected;
+      squared += y.expected[d] * y.expected[d];
       raise(max_error, error);
     }
     double const error = p.lse(b, h, i) == row.lse() ? 0. : std::fabs(p.lse(b, h, i) - row.lse());

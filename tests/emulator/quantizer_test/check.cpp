@@ -81,12 +81,20 @@ int int4_of(char const* bytes, int offset, int d) {
   return sign_extend4(static_cast<unsigned char>(bytes[offset]) >> d % 2 * 4);
 }
 
+// In the images that wgmma reads, chunk c (16 bytes) of row r takes the place c ^ r % 8 in the 128-byte mode and
+// c ^ r / 2 % 4 in the 64-byte mode (PTX ISA, section 9.7.15.5.1).
+int image_offset(int row_bytes, int row, int byte) {
+  int const exchanged = row_bytes == 128 ? row % 8 : row / 2 % 4;
+  return row * row_bytes + ((byte / 16) ^ exchanged) * 16 + byte % 16;
+}
+
 class Check {
  public:
   explicit Check(Problem const& x)
       : x(x),
         dim(x.kernels.head_dim),
         int4(x.c.qk == QkFormat::kInt4),
+        wgmma(x.c.order == OperandOrder::kWgmma),
         limit(int4 ? 7. : 127.),
         q_tile_written(x.c.num_heads_q * x.p.q_tiles.per_head),
         k_tile_written(x.c.num_heads_kv * x.p.k_tiles.per_head) {}
@@ -194,8 +202,9 @@ class Check {
       for (int i = 0; i < kQTileRows; ++i) {
         double const largest = amax[q_scale_index(i) / shared * shared];
         for (int d = 0; d < dim; ++d) {
-          int const code = int4 ? int4_of(out, of_dim([&](auto n) { return q_int4_offset<n>(i, d); }), d)
-                                : static_cast<int8_t>(out[of_dim([&](auto n) { return q_int8_offset<n>(i, d); })]);
+          int const code = int4    ? int4_of(out, of_dim([&](auto n) { return q_int4_offset<n>(i, d); }), d)
+                           : wgmma ? static_cast<int8_t>(out[wgmma_place(i, d)])
+                                   : static_cast<int8_t>(out[of_dim([&](auto n) { return q_int8_offset<n>(i, d); })]);
           expect_code("q", i, d, code, rows[i][d], inverse(largest, limit) * sign, slack);
         }
       }
@@ -248,7 +257,8 @@ class Check {
       for (int i = 0; i < kKTileRows; ++i) {
         double const factor = inverse(amax[k_scale_index(i) / shared * shared], limit);
         for (int d = 0; d < dim; ++d) {
-          int const code = int4 ? int4_of(out, k_int4_offset(i, d), d) : static_cast<int8_t>(out[k_int8_offset(i, d)]);
+          int const code = int4 ? int4_of(out, k_int4_offset(i, d), d)
+                                : static_cast<int8_t>(out[wgmma ? wgmma_place(i, d) : k_int8_offset(i, d)]);
           expect_code("k", i, d, code, rows[i][d], factor, slack);
           if (!int4 || !x.c.smooth_q) continue;
           int const rest = int4_of(out + kKTileRows * dim / 2, k_int4_offset(i, d), d);
@@ -312,7 +322,7 @@ class Check {
       }
       return;
     }
-    int const code = static_cast<unsigned char>(out[v8_offset(i, d)]);
+    int const code = static_cast<unsigned char>(out[wgmma ? v_wgmma_place(i, d) : v8_offset(i, d)]);
     double const factor = inverse(amax, x.c.v_max);
     if (x.c.v_format == VFormat::kInt8) {
       expect_code("v", i, d, static_cast<int8_t>(code), value, factor, slack);
@@ -326,6 +336,18 @@ class Check {
 
   static double inverse(double amax, double of) { return std::isfinite(amax) ? of / std::fmax(amax, kAmaxFloor) : NAN; }
 
+  // Of Q and K: images of 64 rows and 64 or 128 channels, the channels' first.
+  int wgmma_place(int row, int d) const {
+    int const channels = std::min(dim, 128), image = row / 64 * (dim / channels) + d / channels;
+    return image * 64 * channels + image_offset(channels, row % 64, d % channels);
+  }
+  // Of V: a row per channel. What the accumulators of Q K^T have of 16 keys in lane t of four is 2t, 2t + 1, 2t + 8 and
+  // 2t + 9, and what an A operand has there of 16 bytes is 4t .. 4t + 3.
+  static int v_wgmma_place(int key, int d) {
+    int const lane = key % 8 / 2, of_lane = key % 2 + key % 16 / 8 * 2;
+    return image_offset(64, d, key / 16 * 16 + lane * 4 + of_lane);
+  }
+
   template <class F>
   int of_dim(F const& f) const {
     return dim == 64    ? f(std::integral_constant<int, 64>{})
@@ -335,7 +357,7 @@ class Check {
 
   Problem const& x;
   int const dim;
-  bool const int4;
+  bool const int4, wgmma;
   double const limit;
   std::vector<bool> q_tile_written, k_tile_written;
 };

@@ -1,8 +1,5 @@
 #include "quantizer_test/problem.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -14,16 +11,6 @@ namespace quantizer_test {
 
 using sage::kKTileRows;
 using sage::kQTileRows;
-
-float to_float(uint16_t bits, DType dtype) {
-  return dtype == DType::kBFloat16 ? __bfloat162float(__ushort_as_bfloat16(bits))
-                                   : __half2float(__ushort_as_half(bits));
-}
-
-uint16_t from_float(float x, DType dtype) {
-  return dtype == DType::kBFloat16 ? __bfloat16_as_ushort(__float2bfloat16_rn(x))
-                                   : __half_as_ushort(__float2half_rn(x));
-}
 
 Input::Input(bool odd, int64_t batch, int64_t heads, int64_t rows, int64_t head_dim) {
   if (odd) {
@@ -83,6 +70,7 @@ Problem::Problem(Case const& c, Kernels const& kernels)
   p.head_dim = c.head_dim;
   p.total_q = c.packed ? cu_seqlens_q_.back() : 0;
   p.softmax_scale = c.softmax_scale;
+  p.order = c.order;
   p.qk = c.qk;
   p.granularity = c.granularity;
   p.smooth_k = c.smooth_k;

@@ -6,11 +6,15 @@
 #include <vector>
 
 #include "arch/launch.h"
+#include "floats16.h"
 #include "quantize/params.h"
 
 namespace quantizer_test {
 
+using floats16::from_float;
+using floats16::to_float;
 using sage::DType;
+using sage::OperandOrder;
 using sage::QkFormat;
 using sage::QkGranularity;
 using sage::VFormat;
@@ -39,6 +43,7 @@ struct Case {
   int32_t num_heads_q = 1, num_heads_kv = 1;
   int32_t stats_chunks = 1;
   float softmax_scale = .125f;
+  OperandOrder order = OperandOrder::kMmaSync;
   QkFormat qk = QkFormat::kInt8;
   QkGranularity granularity = QkGranularity::kThread;
   bool smooth_k = true, smooth_q = false, hadamard = false, smooth_v = false;
@@ -59,9 +64,6 @@ class Input {
   std::vector<uint16_t> data_;
   sage::TensorView view_;
 };
-
-float to_float(uint16_t bits, DType dtype);
-uint16_t from_float(float x, DType dtype);
 
 class Problem {
  public:

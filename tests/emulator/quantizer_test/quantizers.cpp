@@ -72,22 +72,46 @@ std::vector<Case> cases() {
        .v_format = VFormat::kFp8E4m3,
        .v_max = 448.f});
   add({.name = "no keys", .seqlens_k = {0}, .smooth_v = true, .v_format = VFormat::kFp8E4m3, .v_max = 448.f});
+  constexpr OperandOrder kWgmma = OperandOrder::kWgmma;
+  add({.name = "wgmma",
+       .seqlens_q = {130},
+       .seqlens_k = {70},
+       .order = kWgmma,
+       .v_format = VFormat::kFp8E4m3,
+       .v_max = 448.f});
+  add({.name = "wgmma, INT8 V", .seqlens_k = {128}, .order = kWgmma, .v_format = VFormat::kInt8, .v_max = 127.f});
+  add({.name = "wgmma per warp", .seqlens_q = {200}, .order = kWgmma, .granularity = By::kWarp});
+  add({.name = "wgmma per block, all",
+       .dtype = DType::kBFloat16,
+       .seqlens_q = {129},
+       .seqlens_k = {200},
+       .stats_chunks = 3,
+       .softmax_scale = -2.f,
+       .order = kWgmma,
+       .granularity = By::kBlock,
+       .hadamard = true,
+       .smooth_v = true,
+       .v_format = VFormat::kFp8E4m3,
+       .v_max = 2.25f});
   for (VFormat format : {VFormat::kInt8, VFormat::kFp8E4m3, VFormat::kFloat16, VFormat::kCopy}) {
-    for (bool all : {false, true}) {
-      bool const smooth_v = all && (format == VFormat::kInt8 || format == VFormat::kFp8E4m3);
+    bool const v8 = format == VFormat::kInt8 || format == VFormat::kFp8E4m3;
+    for (char const* variant : {"", ", all", ", wgmma"}) {
+      bool const all = *variant, wgmma = !std::strcmp(variant, ", wgmma");
+      if (wgmma && !v8) continue;
       Case c{.seqlens_q = {128, 0, 1, 70},
              .seqlens_k = {64, 30, 0, 129},
              .packed = true,
              .num_heads_q = 4,
              .num_heads_kv = 2,
              .stats_chunks = 2,
-             .qk = all ? Qk::kInt4 : Qk::kInt8,
-             .smooth_q = all,
+             .order = wgmma ? kWgmma : OperandOrder::kMmaSync,
+             .qk = all && !wgmma ? Qk::kInt4 : Qk::kInt8,
+             .smooth_q = all && !wgmma,
              .hadamard = all,
-             .smooth_v = smooth_v,
+             .smooth_v = all && v8,
              .v_format = format,
              .v_max = format == VFormat::kInt8 ? 127.f : 448.f};
-      std::string const suffix = std::to_string(static_cast<int>(format)) + (all ? ", all" : "");
+      std::string const suffix = std::to_string(static_cast<int>(format)) + variant;
       c.name = "packed, V format " + suffix;
       add(c);
       c.name = "packed, seqused_k, odd, V format " + suffix;
@@ -145,8 +169,10 @@ Case random_case(int seed) {
   c.hadamard = any({0, 1});
   c.v_format = static_cast<VFormat>(any({0, 1, 2, 3, 4, 4}));
   c.v_max = c.v_format == VFormat::kInt8 ? 127.f : any({0, 1}) ? 448.f : 2.25f;
-  c.smooth_v = (c.v_format == VFormat::kInt8 || c.v_format == VFormat::kFp8E4m3) && any({0, 1});
+  bool const v8 = c.v_format == VFormat::kInt8 || c.v_format == VFormat::kFp8E4m3;
+  c.smooth_v = v8 && any({0, 1});
   c.lse = any({0, 1});
+  if (c.qk == QkFormat::kInt8 && v8 && any({0, 1})) c.order = OperandOrder::kWgmma;
   return c;
 }
 

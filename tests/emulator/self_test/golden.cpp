@@ -27,7 +27,7 @@ float as_float(uint32_t word) {
 
 template <class Case>
 void run_in_emulator(Vector& vector) {
-  simt::launch(1, golden::kLanes, golden::kSharedBytes, [&vector](char* smem) {
+  simt::launch(1, Case::kLanes, Case::kSharedBytes, [&vector](char* smem) {
     Case::run(&vector.in[threadIdx.x * Case::kIn], &vector.out[threadIdx.x * Case::kOut], smem);
   });
 }
@@ -35,6 +35,9 @@ void run_in_emulator(Vector& vector) {
 // Throws if the emulator's result is not close enough to the recorded one.
 template <class Case>
 void replay(Vector const& recorded) {
+  if (recorded.lanes != Case::kLanes) {
+    simt::fail("%s: the file has %d lanes, the atom %d", recorded.atom.c_str(), recorded.lanes, Case::kLanes);
+  }
   if (recorded.in_words != Case::kIn || recorded.out_words != Case::kOut) {
     simt::fail("%s: the file has %d and %d words per lane, the atom %d and %d", recorded.atom.c_str(),
                recorded.in_words, recorded.out_words, Case::kIn, Case::kOut);
@@ -45,7 +48,7 @@ void replay(Vector const& recorded) {
   float tolerance = 0;
   if constexpr (Case::kAccuracy != golden::Accuracy::kBitwise) {
     float largest = 0;
-    for (int lane = 0; lane < golden::kLanes; ++lane) {
+    for (int lane = 0; lane < Case::kLanes; ++lane) {
       for (int i = 0; i < Case::kOut; ++i) {
         largest = std::max({largest, std::abs(as_float(recorded.in[(lane + 1) * Case::kIn - 1 - i])),
                             std::abs(as_float(recorded.out[lane * Case::kOut + i]))});
@@ -63,18 +66,40 @@ void replay(Vector const& recorded) {
   }
 }
 
+// The operands of an SS wgmma are what README.md says, and its result is their product.
+template <class Case>
+void check_product(Vector const& vector) {
+  auto const* const a = reinterpret_cast<int8_t const*>(vector.in.data());
+  auto const element = [a](int row, int k, int words, int first) {  // of a matrix with so many words per lane
+    int const byte = row * Case::kImageRowBytes + k, word = byte / 4;
+    return a[4 * (word / words * Case::kIn + first + word % words) + byte % 4];
+  };
+  int mismatches = 0;
+  for (int lane = 0; lane < Case::kLanes; ++lane) {
+    for (int i = 0; i < Case::kOut; ++i) {
+      int const row = lane / 32 * 16 + i % 4 / 2 * 8 + lane % 32 / 4, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+      int32_t sum = 0;
+      for (int k = 0; k < Case::kImageRowBytes; ++k) {
+        sum += element(row, k, Case::kA, 0) * element(column, k, Case::kB, Case::kA);
+      }
+      mismatches += static_cast<uint32_t>(sum) != vector.out[lane * Case::kOut + i];
+    }
+  }
+  CHECK_EQUAL(mismatches, 0);
+}
+
 struct Registry {
   template <class Case>
   void visit(char const* name) {
     replayers[name] = replay<Case>;
-    makers[name] = [name] {
-      Vector vector = golden::make_vector<Case>(name, 1);
-      run_in_emulator<Case>(vector);
-      return vector;
-    };
+    emulated[name] = golden::make_vector<Case>(name, 1);
+    run_in_emulator<Case>(emulated[name]);
+    if constexpr (requires { Case::kImageRowBytes; } && Case::kAccuracy == golden::Accuracy::kBitwise) {
+      check_product<Case>(emulated[name]);
+    }
   }
   std::map<std::string, std::function<void(Vector const&)>> replayers;
-  std::map<std::string, std::function<Vector()>> makers;
+  std::map<std::string, Vector> emulated;  // what the replayer is tested with
 };
 
 // Number of vectors in the file.
@@ -89,21 +114,46 @@ size_t replay_file(Registry const& registry, std::string const& path) {
   return vectors.size();
 }
 
+// No word that a lane of one of these atoms brings can change unnoticed.
+void check_every_word(Registry const& registry, std::string const& prefix) {
+  for (auto const& [name, emulated] : registry.emulated) {
+    if (name.compare(0, prefix.size(), prefix) != 0) continue;
+    for (int word = 0; word < emulated.in_words; ++word) {
+      Vector vector = emulated;
+      vector.in[(word * 11 + 5) % vector.lanes * vector.in_words + word] = 0x7e7e7e7e;  // as floats, large ones
+      CHECK_ERROR("recorded is", registry.replayers.at(name)(vector));
+    }
+  }
+}
+
+// The tolerance is wide enough for FP8 accumulators of 13 fraction bits.
+void check_tolerance(Registry const& registry) {
+  simt::Config const before = simt::configuration();
+  simt::Config reduced = before;
+  reduced.accumulate = simt::Accumulate::kReduced;
+  simt::configure(reduced);
+  for (auto const& [name, emulated] : registry.emulated) {
+    std::string const error = self_test::error_of([&] { registry.replayers.at(name)(emulated); });
+    self_test::report(error.empty(), __FILE__, __LINE__, error);
+  }
+  simt::configure(before);
+}
+
 void check_replayer(Registry const& registry) {
   auto const path = std::filesystem::temp_directory_path() / ("sage-golden-" + std::to_string(getpid()) + ".txt");
   auto const replay_changed = [&](auto change, bool truncate = false) {
     std::ostringstream text;
     golden::write_header(text, "the emulator");
-    for (auto const& [name, make] : registry.makers) {
-      Vector vector = make();
+    for (auto const& [name, emulated] : registry.emulated) {
+      Vector vector = emulated;
       change(vector);
       golden::write_vector(text, vector);
     }
     std::ofstream(path) << text.str().substr(0, text.str().size() - (truncate ? 20 : 0));
     return replay_file(registry, path.string());
   };
-  CHECK_EQUAL(replay_changed([](Vector&) {}), registry.makers.size());
-  for (auto const& [name, make] : registry.makers) {
+  CHECK_EQUAL(replay_changed([](Vector&) {}), registry.emulated.size());
+  for (auto const& [name, emulated] : registry.emulated) {
     CHECK_ERROR("word 0 of lane 17 is", replay_changed([&](Vector& vector) {
                   if (vector.atom == name) vector.out[17 * vector.out_words] ^= 0x00400001;
                 }));
@@ -116,8 +166,12 @@ void check_replayer(Registry const& registry) {
                 if (vector.atom.find("_ZFILL") == std::string::npos) return;
                 *std::find(vector.out.begin(), vector.out.end(), 0u) = 0x80000000;
               }));
+  check_every_word(registry, "SM90_");
+  check_tolerance(registry);
   CHECK_ERROR("no atom SM42_MMA", replay_changed([](Vector& vector) { vector.atom = "SM42_MMA"; }));
   CHECK_ERROR("words per lane, the atom", replay_changed([](Vector& vector) { vector.out_words = 1; }));
+  CHECK_ERROR("has 32 lanes, the atom 128", replay_changed([](Vector& vector) { vector.lanes = 32; }));
+  CHECK_ERROR("and 'lanes LANES', got", replay_changed([](Vector& vector) { vector.lanes = 0; }));
   CHECK_ERROR("expected", replay_changed([](Vector&) {}, true));
   std::ofstream(path) << "sage-golden 2\n";
   CHECK_ERROR(":1: expected 'sage-golden 1'", replay_file(registry, path.string()));
