@@ -150,8 +150,8 @@ struct AttnFwd {
   SAGE_DEVICE static void produce(Params const& p, SharedStorage& shared) {
     constexpr int kTileBytes = kKTileRows * kHeadDim, kScaleBytes = kKScalesPerTile * sizeof(float);
     Place& place = shared.places[kMathWarpgroups];
-    uint32_t phases =
-        (2u << kStages) - 1;  // of the empty barriers, bit `stage`, and that of Q: at first nothing is in use
+    // Of the empty barriers of the stages, bit `stage`, and of Q: at first nothing is in use.
+    uint32_t phases = (2u << kStages) - 1;
     for (uint32_t round = 0;; ++round) {
       Work::find(p, round, 0, place);
       if (place.steps < 0) return;
@@ -207,7 +207,6 @@ struct AttnFwd {
     int const w, thread;                // of the warpgroup
     uint32_t phases[kStages + 1] = {};  // of the full barriers of the stages, and of Q
 
-    uint32_t const quad_lane = arch::lane_index() % 4;
     float q_scale;
     float row_max[2];                // less log2_p_max: P is 2^(score - row_max)
     float out[kOutTiles + 1][4];     // accumulator fragments of O and, in the last one, of the row sums
@@ -309,7 +308,7 @@ struct AttnFwd {
       }
       float scale[kTilesPerStage];  // of this lane's keys, and its rows
       SAGE_UNROLL for (int i = 0; i < kTilesPerStage; ++i)
-        scale[i] = q_scale * shared.k_scale[kStage][i][quad_lane];
+        scale[i] = q_scale * shared.k_scale[kStage][i][arch::lane_index() % 4];
       multiply_q_k(q, k, kStage);
       release(shared.empty.k[kStage]);
       if (is_last) release(shared.empty.q);
@@ -399,7 +398,7 @@ struct AttnFwd {
       fence(scores[0]);
     }
 
-    // Adds half of P V of a stage, some time before the next wait.
+    // Adds half of P V of a stage to the accumulators, at some time before the next wait.
     template <class V>
     SAGE_DEVICE void multiply_p_v(V const& v, int stage, int half) {
       using namespace cute;
@@ -506,7 +505,7 @@ struct AttnFwd {
     SAGE_DEVICE void fold(bool first) {
       int const lane = arch::lane_index(), warp_row = thread / 32 * 16 + lane / 4;
       float factor[2];
-      arch::sync_warp();
+      arch::sync_warp();  // the rows of the fold before are visible to the lanes of the row
       SAGE_UNROLL for (int r = 0; r < 2; ++r) {
         float2& row = shared.folded_rows[w][warp_row + r * 8];
         float2 const old = first ? float2{row_max[r], 0.f} : row;
