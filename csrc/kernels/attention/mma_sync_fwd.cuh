@@ -157,7 +157,9 @@ struct MmaSyncFwd {
       Stage const& tile = shared.stages[n % 2];
       // Computed for every tile, as it is not worth a register; but those of integer P V have one left for it.
       uint32_t const place_k = Qk::place(kTileMax ? arch::lane_index() : arch::pinned(arch::lane_index()));
-      float const scale = shared.threads[thread].q_scale * tile.k_scale[place_k / 16 % 4];
+      // Of integer P V at head_dim 64 this address is, too: on sm_90 there is no register left for both.
+      int const self = kTileMax && kHeadDim == 64 ? arch::pinned(thread) : thread;
+      float const scale = shared.threads[self].q_scale * tile.k_scale[place_k / 16 % 4];
 
       bool const smooth_q = Qk::kServesSmoothQ && p.q_mean;
       if constexpr (Qk::kServesSmoothQ) {
@@ -444,17 +446,15 @@ struct MmaSyncFwd {
         // Integer P cannot hold NaN, but the sum before rounding does.
         if constexpr (Accum::kDivisor == tile::Divisor::kRounded) divisor = tile::sum_of_quad(p_sum[mt][r]) + 0.f * sum;
       }
-      if (row >= place.sequence.seqlen_q) continue;
-      store_row<kHeadDim>(p, place.sequence, place.batch, place.head, row, row_max[mt][r], sum, divisor,
-                          [&](int n, int e) {
-                            if constexpr (Accum::kFolds) {
-                              if (place.fold) {
-                                float4 const all = folded(place, mt * (kHeadDim / 8) + n);
-                                return e ? (r ? all.w : all.y) : (r ? all.z : all.x);
-                              }
-                            }
-                            return o.value(mt, n, 2 * r + e);
-                          });
+      store_row<kHeadDim>(p, place, row, row_max[mt][r], sum, divisor, [&](int n, int e) {
+        if constexpr (Accum::kFolds) {
+          if (place.fold) {
+            float4 const all = folded(place, mt * (kHeadDim / 8) + n);
+            return e ? (r ? all.w : all.y) : (r ? all.z : all.x);
+          }
+        }
+        return o.value(mt, n, 2 * r + e);
+      });
     }
   }
 };

@@ -155,7 +155,7 @@ struct AttnFwd {
     for (uint32_t round = 0;; ++round) {
       Work::find(p, round, 0, place);
       if (place.steps < 0) return;
-      int64_t const k_tile = p.first_k_tile(place.batch, place.head_kv(p), place.sequence);
+      int64_t const k_tile = p.first_k_tile(place.batch, place.head_kv, place.sequence);
       int32_t const last_tile = static_cast<int32_t>(ceil_div(place.sequence.seqlen_k, kKTileRows)) - 1;
       for (int32_t step = 0; step < place.steps; ++step) {
         int const stage = step % kStages;
@@ -532,9 +532,8 @@ struct AttnFwd {
     SAGE_DEVICE void store(bool folded) const {
       int const warp_row = thread / 32 * 16 + r * 8 + arch::lane_index() / 4;
       int64_t const row = place.row + warp_row;
-      if (row >= place.sequence.seqlen_q) return;
       float const sum = folded ? shared.folded_rows[w][warp_row].y : out[kOutTiles][2 * r];
-      store_row<kHeadDim>(p, place.sequence, place.batch, place.head, row, row_max[r], sum, sum, [&](int n, int e) {
+      store_row<kHeadDim>(p, place, row, row_max[r], sum, sum, [&](int n, int e) {
         float4 const x = folded ? shared.folded[w][n][thread] : float4{out[n][0], out[n][1], out[n][2], out[n][3]};
         return e ? (r ? x.w : x.y) : (r ? x.z : x.x);
       });

@@ -28,7 +28,7 @@ struct Work {
   struct Place {
     Sequence sequence;
     int64_t row;  // of the sequence, of the part's first query
-    int32_t batch, head;
+    int32_t batch, head, head_kv;
     int32_t first, direction;  // keys of the first step, in units of kKeys; the next is `direction` further
     int32_t steps;             // of the item; -1 where there is no item left
     Interval whole;            // in which every row of the part sees all keys
@@ -37,7 +37,6 @@ struct Work {
     SAGE_DEVICE Mask visible(AttnParams const& p) const {
       return {sequence.seqlen_q, sequence.seqlen_k, p.causal, p.window_left, p.window_right};
     }
-    SAGE_DEVICE int32_t head_kv(AttnParams const& p) const { return head / (p.num_heads_q / p.num_heads_kv); }
   };
 
   // One for each item where there are so many that their numbers do not fit 31 bits: the launch is then refused.
@@ -55,6 +54,7 @@ struct Work {
     }
     x.batch = static_cast<int32_t>(item.head / p.num_heads_q);
     x.head = static_cast<int32_t>(item.head % p.num_heads_q);
+    x.head_kv = x.head / (p.num_heads_q / p.num_heads_kv);
     Sequence const s = x.sequence = p.sequences[x.batch];
     int64_t const first_row = int64_t{item.piece} * kItemRows;
     x.row = first_row + part * kRows;
