@@ -55,16 +55,19 @@ struct MmaSyncFwd {
   // Where this block works. In shared memory, because registers are what this kernel has least of.
   struct Place {
     Sequence sequence;
-    int64_t row;                       // of the sequence, of the block's first query
-    int64_t q_tile;                    // in the buffers of Q
-    char const *k, *v;                 // the sequence's first tile of K and of INT8 V, or first row of 16-bit V
-    float const* k_scale;              // of the sequence's first tile
-    float* fold;                       // the slot for what accumulators cannot hold (params.h), if this block needs one
-    int64_t v_stride;                  // bytes of a row of 16-bit V
-    uint32_t v_whole;                  // tiles of 16-bit V that exist whole, with all kHeadDim channels
+    int64_t row;           // of the sequence, of the block's first query
+    int64_t q_tile;        // in the buffers of Q
+    char const *k, *v;     // the sequence's first tile of K and of INT8 V, or first row of 16-bit V
+    float const* k_scale;  // of the sequence's first tile
+    float* fold;           // the slot for what accumulators cannot hold (params.h), if this block needs one
+    int64_t v_stride;      // bytes of a row of 16-bit V
+    // Tiles of 16-bit V that exist whole, with all kHeadDim channels. Aligned, so that one load has the next three,
+    // too.
+    alignas(kV8 ? 4 : 16) uint32_t v_whole;
     uint32_t begin, end, step;         // the tiles of keys that some row sees, in the order in which they are visited
     uint32_t whole_first, whole_last;  // those that every row sees whole
     int32_t batch, head, head_kv;
+    float max_offset;  // log2_p_max of FP8 P
 
     SAGE_DEVICE Mask visible(Params const& p) const {
       return {sequence.seqlen_q, sequence.seqlen_k, p.causal, p.window_left, p.window_right};
@@ -189,7 +192,7 @@ struct MmaSyncFwd {
           bias = 0.f;
         }
         if (exact) {
-          find_maximum(s, unit, bias, kFp8 ? p.log2_p_max : 0.f, tile_max);
+          find_maximum(s, unit, bias, kTileMax ? 0.f : place.max_offset, tile_max);
           move_maximum(tile_max, row_max, o, exp_sum, p_sum);
         }
         exponentiate(s, unit, bias, kTileMax ? tile_max : row_max, probabilities, tile_sum);
@@ -266,6 +269,7 @@ struct MmaSyncFwd {
     x.step = p.reverse_keys ? -1 : 1;
     x.whole_first = static_cast<uint32_t>(ceil_div(visible.col_begin(last_row), kBlockN));
     x.whole_last = static_cast<uint32_t>(visible.col_end(x.row) / kBlockN);
+    x.max_offset = kFp8 ? p.log2_p_max : 0.f;
     x.fold = nullptr;
     return x;
   }
