@@ -85,9 +85,7 @@ CUDA_BUGS = {
     ),
     "maximum of half of the lanes": Bug("tile/epilogue.h", "return fmaxf(x, arch::shuffle_xor(x, 2));", "return x;"),
     "row without keys not zeroed (CUDA)": Bug("attention/store_row.h", "seen = divisor != 0.f;", "seen = true;"),
-    "rows past the last query written": Bug(
-        "attention/mma_sync_fwd.cuh", "if (row >= place.sequence.seqlen_q) continue;", ""
-    ),
+    "rows past the last query written": Bug("attention/store_row.h", "if (row >= sequence.seqlen_q) return;", ""),
     "channels past head_dim written": Bug(
         "tile/epilogue.h", "if (channel < head_dim) *reinterpret_cast", "*reinterpret_cast"
     ),
@@ -183,8 +181,8 @@ CUDA_BUGS = {
     ),
     "scale of V of the first head": Bug(
         "attention/store_row.h",
-        "p.num_heads_kv + head / (p.num_heads_q / p.num_heads_kv);",
-        "p.num_heads_kv;",
+        "p.num_heads_kv + place.head_kv) * kHeadDim",
+        "p.num_heads_kv) * kHeadDim",
         "sm80_fwd_int8_d64",
     ),
     "length of the last sequence divides every mean of K": Bug(

@@ -25,7 +25,7 @@ CUDA_BUGS = {
     "keys of FP8 P in the wrong order": Bug(FP8, "n % 4 / 2 * 2 + r", "n % 4 / 2 + r * 2", FP32),
     "channels of 8-bit V in the wrong panel": Bug(FP8, "v + n / 8 * 4096 +", "v + n / 8 * 2048 +", "sm89_fwd_fp8_d128"),
     "mean of V not added": Bug(STORE, "      x += v_mean[channel];\n", "", FP32),
-    "mean of V of another head": Bug(STORE, "p.v_mean + head_kv * kHeadDim", "p.v_mean", FP32),
+    "mean of V of another head": Bug(STORE, "p.v_mean + of_head", "p.v_mean", FP32),
     "mean of V in rows without keys": Bug(
         STORE, "seen ? x : 0.f, seen ? y : 0.f", "seen || v_mean ? x : 0.f, seen ? y : 0.f", FP32
     ),

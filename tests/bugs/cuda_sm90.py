@@ -6,6 +6,7 @@ from .bug import Bug
 
 FWD = "attention/sm90_fwd.cuh"
 WORK = "attention/work.h"
+STORE = "attention/store_row.h"
 D64, D128, D256 = (f"sm90_fwd_wgmma_d{head_dim}" for head_dim in (64, 128, 256))
 APPROX = "sm90_fwd_wgmma_approx_d64"
 
@@ -154,7 +155,7 @@ ITEM_BUGS = {
         WORK, "x.batch = static_cast<int32_t>(item.head / p.num_heads_q);", "x.batch = 0;", D64
     ),
     "wrong head of K and V (sm_90)": Bug(
-        WORK, "return head / (p.num_heads_q / p.num_heads_kv);", "return head % p.num_heads_kv;", D64
+        WORK, "x.head_kv = x.head / (p.num_heads_q / p.num_heads_kv);", "x.head_kv = x.head % p.num_heads_kv;", D64
     ),
     "a piece of Q less": Bug(
         WORK, "pieces = num_pieces(p), heads", "pieces = p.sequences.seqlen_q / kItemRows, heads", D64
@@ -196,7 +197,7 @@ ITEM_BUGS = {
     "mask of the warpgroup's first warp": Bug(
         FWD, "return place.row + thread / 32 * 16; }", "return place.row; }", D64
     ),
-    "rows past the last query written (sm_90)": Bug(FWD, "if (row >= place.sequence.seqlen_q) return;", "", D64),
+    "rows past the last query written (sm_90)": Bug(STORE, "if (row >= sequence.seqlen_q) return;", "", D64),
 }
 
 SOFTMAX_BUGS = {
@@ -209,7 +210,7 @@ SOFTMAX_BUGS = {
     ),
     "scale of K of the first tile where keys are hidden": Bug(FWD, "* scale[i / 32]);", "* scale[0]);", D64),
     "one scale of K for all keys (sm_90)": Bug(
-        FWD, "shared.k_scale[kStage][i][quad_lane]", "shared.k_scale[kStage][i][0]", D64
+        FWD, "shared.k_scale[kStage][i][arch::lane_index() % 4]", "shared.k_scale[kStage][i][0]", D64
     ),
     "scale of Q of the warp's first row": Bug(
         FWD,

@@ -167,9 +167,9 @@ CUDA_BUGS = {
           bias = 0.f;
         }
         if (exact) {
-          find_maximum(s, unit, bias, kFp8 ? p.log2_p_max : 0.f, tile_max);
+          find_maximum(s, unit, bias, kTileMax ? 0.f : place.max_offset, tile_max);
 """,
-        """        if (exact) find_maximum(s, unit, bias, kFp8 ? p.log2_p_max : 0.f, tile_max);
+        """        if (exact) find_maximum(s, unit, bias, kTileMax ? 0.f : place.max_offset, tile_max);
         if (smooth_q) {
           tile::add_q_mean(s, unit, bias, shared.q_mean_k);
           unit = 1.f;
