@@ -53,10 +53,11 @@ def compiled_for(module: Any) -> list[int]:
     return COMPILED if module is _C else [80, 89, 90, 120]
 
 
-# What the code of a family is for, of a build's architectures; "+int4" with INT4 tensor cores.
+# What the code of a family is for, of a build's architectures; "+int4" with INT4 tensor cores, "+int8" with INT8 P V.
 FAMILIES = {
     "sm80": (80, 86, 87, 89, 90, 120),
     "sm80+int4": (80, 86, 87, 89),
+    "sm80+int8": (80, 86, 87, 89, 120),
     "sm89": (89, 120),
     "sm89+int4": (89,),
     "sm90": (90,),
@@ -119,7 +120,7 @@ SERVED = {
     "sage1": (["sm80_fwd_f16"], ""),
     "sage1(pv_accum=fp16)": (["sm80_fwd_f16acc"], ""),
     "sage1(pv_accum=fp16+fp32)": (["sm80_fwd_f16acc_f32"], ""),
-    "sage1_int8": (["sm80_fwd_int8"], ""),
+    "sage1_int8": (["sm80_fwd_int8"], "code that is not made for sm_90"),
     INT4_F16: (["sm80_fwd_int4_f16"], "INT4 tensor cores (sm_80 to sm_89)"),
     "sage2": (["sm120_fwd_mxfp8", "sm90_fwd_wgmma", "sm89_fwd_fp8"], "FP8 tensor cores (sm_89 and later)"),
     "sage2(approximate_exp=True)": (["sm90_fwd_wgmma_approx"], "tensor cores with wgmma (sm_90)"),
@@ -131,7 +132,7 @@ SERVED = {
 
 
 def family(kernel: str) -> str:
-    return kernel.partition("_")[0] + "+int4" * ("int4" in kernel)
+    return kernel.partition("_")[0] + "+int4" * ("int4" in kernel) + "+int8" * ("int8" in kernel)
 
 
 def served_on(module: Any, recipe: str) -> list[int]:

@@ -157,6 +157,7 @@ static char const* needed_by(Recipe const& r, int architecture) {
   bool const here = (!int4 || architecture < 90) && (!fp8 || architecture >= 89) &&
                     (!fp16_sums || architecture != 90) && (!fp32_sums || architecture == 120) &&
                     (!r.approximate_exp || architecture == 90);
+  if (r.pv == PvFormat::kInt8 && architecture == 90) return "code that is not made for sm_90";
   if (here) return "code for it in the build";
   if (int4) return fp8 ? "INT4 and FP8 tensor cores (sm_89)" : "INT4 tensor cores (sm_80 to sm_89)";
   if (r.approximate_exp) return "tensor cores with wgmma (sm_90)";

@@ -17,7 +17,7 @@ set(SAGE_MODE_f16              "sm80::Mode::kF16            | QkFormat::kInt8, P
 set(SAGE_MODE_bf16             "sm80::Mode::kBf16           | QkFormat::kInt8, PvFormat::kFp16, PvAccum::kFp32, DType::kBFloat16,       OperandOrder::kMmaSync, false | -")
 set(SAGE_MODE_f16acc           "sm80::Mode::kF16AccF16      | QkFormat::kInt8, PvFormat::kFp16, PvAccum::kFp16, DType::kFloat16,        OperandOrder::kMmaSync, false | -")
 set(SAGE_MODE_f16acc_f32       "sm80::Mode::kF16AccF16F32   | QkFormat::kInt8, PvFormat::kFp16, PvAccum::kFp16Fp32, DType::kFloat16,    OperandOrder::kMmaSync, false | -")
-set(SAGE_MODE_int8             "sm80::Mode::kInt8           | QkFormat::kInt8, PvFormat::kInt8, PvAccum::kInt32, DType::kFloat16,       OperandOrder::kMmaSync, false | -")
+set(SAGE_MODE_int8             "sm80::Mode::kInt8           | QkFormat::kInt8, PvFormat::kInt8, PvAccum::kInt32, DType::kFloat16,       OperandOrder::kMmaSync, false | int8_pv")
 set(SAGE_MODE_int4_f16         "sm80::Mode::kInt4F16        | QkFormat::kInt4, PvFormat::kFp16, PvAccum::kFp32, DType::kFloat16,        OperandOrder::kMmaSync, false | int4")
 set(SAGE_MODE_int4_bf16        "sm80::Mode::kInt4Bf16       | QkFormat::kInt4, PvFormat::kFp16, PvAccum::kFp32, DType::kBFloat16,       OperandOrder::kMmaSync, false | int4")
 set(SAGE_MODE_fp8              "sm89::Mode::kFp8            | QkFormat::kInt8, PvFormat::kFp8E4m3, PvAccum::kFp32Fp32, DType::kFloat16, OperandOrder::kMmaSync, false | -")
@@ -34,6 +34,8 @@ set(SAGE_ARCHITECTURES_sm89 89 120)
 set(SAGE_ARCHITECTURES_sm90 90)
 set(SAGE_ARCHITECTURES_sm120 120)
 set(SAGE_ARCHITECTURES_int4 80 86 87 89)
+# INT8 P V takes more registers on sm_90 than there are.
+set(SAGE_ARCHITECTURES_int8_pv 80 86 87 89 120)
 # Those with shared memory for head_dim 256 and 16-bit V, and those that share their code.
 set(SAGE_ARCHITECTURES_large_v 80 86 87 89 90)
 # Whose instructions only one architecture has: their code is for 90a and 120a.
@@ -127,8 +129,8 @@ function(sage_generate_instances folder extension generated architectures extra 
         string(APPEND declarations "extern arch::CompiledKernel<${instance_params}> const ${instance_name};\n")
         string(REPLACE ";" "_" group "${column_0};${targets}")
         set(native ${SAGE_ARCHITECTURES_${column_0}})
-        if(mode_2 STREQUAL "int4")
-          set(native ${SAGE_ARCHITECTURES_int4})
+        if(NOT mode_2 STREQUAL "-" AND NOT mode_2 STREQUAL "large_v")
+          set(native ${SAGE_ARCHITECTURES_${mode_2}})
         elseif(column_0 STREQUAL "sm80")
           set(native ${extra})
         endif()

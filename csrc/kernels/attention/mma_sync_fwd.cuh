@@ -19,7 +19,6 @@
 #include "arch/simt.h"
 #include "arch/tensor_ops.h"
 #include "attention/params.h"
-#include "attention/store_row.h"
 #include "common/mask.h"
 #include "common/numerics.h"
 #include "common/quant_format.h"
@@ -160,9 +159,7 @@ struct MmaSyncFwd {
       Stage const& tile = shared.stages[n % 2];
       // Computed for every tile, as it is not worth a register; but those of integer P V have one left for it.
       uint32_t const place_k = Qk::place(kTileMax ? arch::lane_index() : arch::pinned(arch::lane_index()));
-      // Of integer P V at head_dim 64 this address is, too: on sm_90 there is no register left for both.
-      int const self = kTileMax && kHeadDim == 64 ? arch::pinned(thread) : thread;
-      float const scale = shared.threads[self].q_scale * tile.k_scale[place_k / 16 % 4];
+      float const scale = shared.threads[thread].q_scale * tile.k_scale[place_k / 16 % 4];
 
       bool const smooth_q = Qk::kServesSmoothQ && p.q_mean;
       if constexpr (Qk::kServesSmoothQ) {
@@ -437,9 +434,14 @@ struct MmaSyncFwd {
 
   SAGE_DEVICE static void store(Params const& p, Place const& place, Accum const& o, PerRow const& row_max,
                                 PerRow const& exp_sum, PerRow const& p_sum) {
+    Sequence const& sequence = place.sequence;
+    int const lane = arch::lane_index(), t = lane % 4;
+    int64_t const head_kv = int64_t{place.batch} * p.num_heads_kv + place.head_kv;
+    float const* const v_scale = p.v_scale ? p.v_scale + head_kv * kHeadDim : nullptr;
+    float const* const v_mean = p.v_mean ? p.v_mean + head_kv * kHeadDim : nullptr;
     SAGE_UNROLL for (int i = 0; i < 2 * kMTiles; ++i) {
       int const mt = i / 2, r = i % 2;
-      int64_t const row = place.row + (arch::warp_index() * kMTiles + mt) * 16 + r * 8 + arch::lane_index() / 4;
+      int64_t const row = place.row + (arch::warp_index() * kMTiles + mt) * 16 + r * 8 + lane / 4;
       float sum, divisor;
       if constexpr (Accum::kDivisor == tile::Divisor::kAccumulated) {
         sum = divisor = !place.fold ? o.row_sum(mt, r)
@@ -450,15 +452,40 @@ struct MmaSyncFwd {
         // Integer P cannot hold NaN, but the sum before rounding does.
         if constexpr (Accum::kDivisor == tile::Divisor::kRounded) divisor = tile::sum_of_quad(p_sum[mt][r]) + 0.f * sum;
       }
-      store_row<kHeadDim>(p, place, row, row_max[mt][r], sum, divisor, [&](int n, int e) {
+      bool const seen = divisor != 0.f;  // else no key was: out is 0 and lse -inf, even where V or K holds NaN
+      float const factor = 1.f / divisor;
+      if (row >= sequence.seqlen_q) continue;
+      uint16_t* const out = static_cast<uint16_t*>(p.out.data) + place.batch * p.out.stride_batch +
+                            place.head * p.out.stride_head + (sequence.row_q + row) * p.out.stride_seq;
+      SAGE_UNROLL for (int n = 0; n < kHeadDim / 8; ++n) {
+        int const channel = n * 8 + t * 2;
+        float x = o.value(mt, n, 2 * r), y = o.value(mt, n, 2 * r + 1);
         if constexpr (Accum::kFolds) {
           if (place.fold) {
             float4 const all = folded(place, mt * (kHeadDim / 8) + n);
-            return e ? (r ? all.w : all.y) : (r ? all.z : all.x);
+            x = r ? all.z : all.x;
+            y = r ? all.w : all.y;
           }
         }
-        return o.value(mt, n, 2 * r + e);
-      });
+        x *= factor;
+        y *= factor;
+        if (v_scale) {
+          x *= v_scale[channel];
+          y *= v_scale[channel + 1];
+        }
+        if (v_mean) {
+          x += v_mean[channel];
+          y += v_mean[channel + 1];
+        }
+        tile::store_pair(out, channel, p.head_dim, p.out_in_pairs, p.out_dtype, seen ? x : 0.f, seen ? y : 0.f);
+      }
+      if (p.lse && t == 0) {
+        int64_t const index = p.sequences.cu_seqlens_q
+                                  ? place.head * p.total_q + sequence.row_q + row
+                                  : (int64_t{place.batch} * p.num_heads_q + place.head) * sequence.seqlen_q + row;
+        float const shift = p.lse_shift && seen ? p.lse_shift[index] : 0.f;
+        p.lse[index] = tile::log_sum_exp(row_max[mt][r], sum) + shift;
+      }
     }
   }
 };
