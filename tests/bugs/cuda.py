@@ -43,9 +43,9 @@ CUDA_BUGS = {
         "(static_cast<int32_t>(x.batch * p.v.stride_batch) + x.head_kv",
     ),
     "offset of out in 32 bits": Bug(
-        "attention/store_row.h",
-        "head * p.out.stride_head +",
-        "static_cast<int32_t>(head * p.out.stride_head) +",
+        "attention/mma_sync_fwd.cuh",
+        "place.head * p.out.stride_head +",
+        "static_cast<int32_t>(place.head * p.out.stride_head) +",
     ),
     "row stride of V in 32 bits": Bug(
         "attention/mma_sync_fwd.cuh",
@@ -53,7 +53,7 @@ CUDA_BUGS = {
         "x.v_stride = static_cast<uint32_t>(p.v.stride_seq) * 2;",
     ),
     "row stride of out in 32 bits": Bug(
-        "attention/store_row.h", "* p.out.stride_seq;", "* static_cast<uint32_t>(p.out.stride_seq);"
+        "attention/mma_sync_fwd.cuh", "* p.out.stride_seq;", "* static_cast<uint32_t>(p.out.stride_seq);"
     ),
     "row stride of Q and K in 32 bits": Bug(
         "quantize/tiles.h", "stride_(x.stride_seq),", "stride_(static_cast<uint32_t>(x.stride_seq)),"
@@ -84,13 +84,15 @@ CUDA_BUGS = {
         "tile/pv_accumulator.h", "kF16SumLimit = 16.f", "kF16SumLimit = 16384.f", "sm80_fwd_f16acc_f32_d64"
     ),
     "maximum of half of the lanes": Bug("tile/epilogue.h", "return fmaxf(x, arch::shuffle_xor(x, 2));", "return x;"),
-    "row without keys not zeroed (CUDA)": Bug("attention/store_row.h", "seen = divisor != 0.f;", "seen = true;"),
-    "rows past the last query written": Bug("attention/store_row.h", "if (row >= sequence.seqlen_q) return;", ""),
+    "row without keys not zeroed (CUDA)": Bug("attention/mma_sync_fwd.cuh", "seen = divisor != 0.f;", "seen = true;"),
+    "rows past the last query written": Bug(
+        "attention/mma_sync_fwd.cuh", "if (row >= sequence.seqlen_q) continue;", ""
+    ),
     "channels past head_dim written": Bug(
         "tile/epilogue.h", "if (channel < head_dim) *reinterpret_cast", "*reinterpret_cast"
     ),
     "LSE of packed sequences at the first one's place": Bug(
-        "attention/store_row.h", "head * p.total_q + sequence.row_q + row", "head * p.total_q + row"
+        "attention/mma_sync_fwd.cuh", "place.head * p.total_q + sequence.row_q + row", "place.head * p.total_q + row"
     ),
     "stride of the mask's keys": Bug("tile/mask_scores.h", "e == 0 ? next : 7 * next", "e == 0 ? next : 6 * next"),
     "additive mask not in base 2 (CUDA)": Bug("tile/mask_scores.h", "  value *= kLog2e;\n", ""),
@@ -180,9 +182,9 @@ CUDA_BUGS = {
         "quantize/v_tile.h", "? Scale::power_of_two(amax) :", "? Scale{1.f, 1.f} :", "sm80_fwd_f16acc_f32_d64"
     ),
     "scale of V of the first head": Bug(
-        "attention/store_row.h",
-        "p.num_heads_kv + place.head_kv) * kHeadDim",
-        "p.num_heads_kv) * kHeadDim",
+        "attention/mma_sync_fwd.cuh",
+        "p.num_heads_kv + place.head_kv;",
+        "p.num_heads_kv;",
         "sm80_fwd_int8_d64",
     ),
     "length of the last sequence divides every mean of K": Bug(

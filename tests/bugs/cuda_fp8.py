@@ -5,7 +5,6 @@ from __future__ import annotations
 from .bug import Bug
 
 FWD = "attention/mma_sync_fwd.cuh"
-STORE = "attention/store_row.h"
 FP8 = "tile/pv_accumulator_fp8.h"
 V_TILE = "quantize/v_tile.h"
 FP32 = "sm89_fwd_fp8_d64"
@@ -18,16 +17,16 @@ CUDA_BUGS = {
         "arch/convert.h", "if (magnitude < kLeastNormal) {", "if (magnitude < kLeastNormal) return sign;\n  {", FP32
     ),
     "FP8 V is scaled to 448": Bug(V_TILE, "Scale::linear(amax, p.v_max)", "Scale::linear(amax, 448.f)", FP16),
-    "scale of V of another channel": Bug(STORE, "x *= v_scale[channel];", "x *= v_scale[channel + 1];", FP32),
+    "scale of V of another channel": Bug(FWD, "x *= v_scale[channel];", "x *= v_scale[channel + 1];", FP32),
     "keys of FP8 V in the wrong order": Bug(
         "common/quant_format.h", "key % 8 / 2 * 4 + key / 8 % 2 * 2", "key / 8 % 2 * 8 + key % 8 / 2 * 2", FP32
     ),
     "keys of FP8 P in the wrong order": Bug(FP8, "n % 4 / 2 * 2 + r", "n % 4 / 2 + r * 2", FP32),
     "channels of 8-bit V in the wrong panel": Bug(FP8, "v + n / 8 * 4096 +", "v + n / 8 * 2048 +", "sm89_fwd_fp8_d128"),
-    "mean of V not added": Bug(STORE, "      x += v_mean[channel];\n", "", FP32),
-    "mean of V of another head": Bug(STORE, "p.v_mean + of_head", "p.v_mean", FP32),
+    "mean of V not added": Bug(FWD, "      x += v_mean[channel];\n", "", FP32),
+    "mean of V of another head": Bug(FWD, "p.v_mean + head_kv * kHeadDim", "p.v_mean", FP32),
     "mean of V in rows without keys": Bug(
-        STORE, "seen ? x : 0.f, seen ? y : 0.f", "seen || v_mean ? x : 0.f, seen ? y : 0.f", FP32
+        FWD, "seen ? x : 0.f, seen ? y : 0.f", "seen || v_mean ? x : 0.f, seen ? y : 0.f", FP32
     ),
     "mean of V over the padded length": Bug(
         V_TILE, "sum / static_cast<float>(seqlen_k)", "sum / static_cast<float>(p.sequences.seqlen_k)", FP32
@@ -53,7 +52,7 @@ CUDA_BUGS = {
     "P without its largest value": Bug(FWD, "kFp8 ? p.log2_p_max : 0.f", "0.f", FP32),
     "P to 448": Bug(FWD, "p.log2_p_max", "log2f(448.f)", FP16),
     "LSE with the largest value of P": Bug(
-        FWD, "row, row_max[mt][r], sum, divisor", "row, row_max[mt][r] + p.log2_p_max, sum, divisor", FP32
+        FWD, "tile::log_sum_exp(row_max[mt][r], sum)", "tile::log_sum_exp(row_max[mt][r] + place.max_offset, sum)", FP32
     ),
     "column of twos": Bug(
         FP8,
