@@ -72,8 +72,8 @@ struct AttnFwd {
   using Tile = TileShape<kHeadDim>;
   static constexpr int kMathWarpgroups = Tile::kMathWarpgroups, kTilesPerStage = Tile::kTilesPerStage;
   static constexpr int kThreads = 128 * (kMathWarpgroups + 1), kMinBlocksPerSm = 1;
-  static constexpr int kRows = kWgmmaRows, kItemRows = kMathWarpgroups * kRows;  // of a warpgroup, of an item
-  static constexpr int kKeys = kTilesPerStage * kKTileRows;                      // of a stage
+  static constexpr int kRows = kWgmmaRows;                   // of a warpgroup
+  static constexpr int kKeys = kTilesPerStage * kKTileRows;  // of a stage
   static constexpr int kStages = 2;          // their number is known where they are used: the loop has a body for each
   static constexpr int kSteps = kKeys / 32;  // instructions along the keys
   static constexpr int kNTiles = kKeys / 8;  // of the scores
@@ -191,7 +191,8 @@ struct AttnFwd {
   // Of as many warpgroups as have rows.
   SAGE_DEVICE static void copy_q(Params const& p, SharedStorage& shared, Place const& place) {
     int64_t const rows = place.sequence.seqlen_q - place.row;
-    int const bytes = static_cast<int>(ceil_div(rows < kItemRows ? rows : kItemRows, kRows)) * kRows * kHeadDim;
+    int const bytes =
+        static_cast<int>(ceil_div(rows < Work::kItemRows ? rows : Work::kItemRows, kRows)) * kRows * kHeadDim;
     int64_t const row = p.first_q_tile(place.batch, place.head, place.sequence) * kQTileRows + place.row;
     TransactionBarrier::arrive_and_expect_tx(&shared.full.q, bytes);
     copy(shared.q[0], p.q + row * kHeadDim, bytes, shared.full.q);
