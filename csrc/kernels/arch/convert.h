@@ -1,5 +1,5 @@
-// Registers of 16-bit floats to float32, float32 to registers of INT8, INT4 and e4m3, and the maximum that scales are
-// made of.
+// Registers of 16-bit floats to float32, float32 to registers of INT8, INT4, e4m3 and e2m1, and the maximum that scales
+// are made of.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -81,6 +81,63 @@ SAGE_DEVICE uint32_t round_to_e4m3x4(float a, float b, float c, float d, float f
 #else
   return pack_bytes(round_to_e4m3(a * factor), round_to_e4m3(b * factor), round_to_e4m3(c * factor),
                     round_to_e4m3(d * factor));
+#endif
+}
+
+// The e2m1 code of x, rounded to nearest, ties to the even code; what is larger than 6 becomes 6, NaN becomes 6 (PTX
+// ISA, cvt.rn.satfinite.e2m1x2.f32).
+SAGE_DEVICE uint32_t round_to_e2m1(float x) {
+  float const magnitude = fminf(fabsf(x), 6.f);                          // of NaN: 6
+  uint32_t const sign = x < 0.f || as_uint(x) == 0x80000000u ? 8u : 0u;  // of NaN: none
+  // Added to 2^22, 2^23 and 2^24 a number is rounded to a multiple of .5, 1 and 2: the distances in [0, 2), [2, 4) and
+  // [4, 6]. Codes count these.
+  if (magnitude < 2.f) return (as_uint(magnitude + 0x1p22f) & 7u) | sign;
+  if (magnitude < 4.f) return ((as_uint(magnitude + 0x1p23f) & 7u) + 2u) | sign;
+  return ((as_uint(magnitude + 0x1p24f) & 7u) + 4u) | sign;
+}
+
+// Eight values as round_to_e2m1, in one register, x[0] lowest.
+SAGE_DEVICE uint32_t round_to_e2m1x8(float const (&x)[8]) {
+#if defined(__CUDA_ARCH_FEAT_SM120_ALL)
+  // One statement: ptxas then writes each pair behind the ones before it, without a further instruction.
+  uint32_t y;
+  asm("{\n.reg .b8 a, b, c, d;\n"
+      "cvt.rn.satfinite.e2m1x2.f32 a, %2, %1;\n"
+      "cvt.rn.satfinite.e2m1x2.f32 b, %4, %3;\n"
+      "cvt.rn.satfinite.e2m1x2.f32 c, %6, %5;\n"
+      "cvt.rn.satfinite.e2m1x2.f32 d, %8, %7;\n"
+      "mov.b32 %0, {a, b, c, d};\n}"
+      : "=r"(y)
+      : "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]), "f"(x[4]), "f"(x[5]), "f"(x[6]), "f"(x[7]));
+  return y;
+#else
+  uint32_t y = 0;
+  SAGE_UNROLL for (int i = 0; i < 8; ++i)
+    y |= round_to_e2m1(x[i]) << 4 * i;
+  return y;
+#endif
+}
+
+// The values of eight e2m1 codes, the lowest of x first.
+SAGE_DEVICE void e2m1x8_to_float(float (&y)[8], uint32_t x) {
+#if defined(__CUDA_ARCH_FEAT_SM120_ALL)
+  uint32_t pair[4];
+  asm("{\n.reg .b8 a, b, c, d;\n"
+      "mov.b32 {a, b, c, d}, %4;\n"
+      "cvt.rn.f16x2.e2m1x2 %0, a;\n"
+      "cvt.rn.f16x2.e2m1x2 %1, b;\n"
+      "cvt.rn.f16x2.e2m1x2 %2, c;\n"
+      "cvt.rn.f16x2.e2m1x2 %3, d;\n}"
+      : "=r"(pair[0]), "=r"(pair[1]), "=r"(pair[2]), "=r"(pair[3])
+      : "r"(x));
+  SAGE_UNROLL for (int i = 0; i < 8; ++i)
+    y[i] = f16_to_float(pair[i / 2] >> i % 2 * 16);
+#else
+  SAGE_UNROLL for (int i = 0; i < 8; ++i) {
+    // Bits 22 to 24 of a float32, whose exponent has a bias larger by 126.
+    float const magnitude = as_float((x >> 4 * i & 7u) << 22) * 0x1p126f;
+    y[i] = x >> 4 * i & 8u ? -magnitude : magnitude;
+  }
 #endif
 }
 

@@ -43,6 +43,28 @@ SAGE_DEVICE float exp2_approx(float x) {
 #endif
 }
 
+// log2(x) to about 1 ulp, of a normal x > 0 (PTX ISA, lg2.approx.ftz).
+SAGE_DEVICE float log2_approx(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return std::log2(x);
+#endif
+}
+
+// 1 / x of x in [2^-60, 2^60], rounded to nearest if x has at most 12 bits; without the branch that other numbers need.
+SAGE_DEVICE float reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));  // to 1 ulp
+  return fmaf(y, fmaf(-x, y, 1.f), y);
+#else
+  return 1.f / x;
+#endif
+}
+
 // a b + c, rounded down.
 SAGE_DEVICE float fma_down(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
@@ -110,6 +132,31 @@ SAGE_DEVICE int max_of_three(int a, int b, int c) {
 #else
   int const x = a > b ? a : b;
   return x > c ? x : c;
+#endif
+}
+
+// Byte i is the one that digit i of `selector` names, 0 .. 3 of a, 4 .. 7 of b.
+SAGE_DEVICE uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+#if defined(__CUDA_ARCH__)
+  uint32_t y;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(selector));
+  return y;
+#else
+  uint64_t const bytes = a | uint64_t{b} << 32;
+  uint32_t y = 0;
+  for (int i = 0; i < 4; ++i) y |= static_cast<uint32_t>(bytes >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+  return y;
+#endif
+}
+
+// The larger one of both unsigned halves.
+SAGE_DEVICE uint32_t max_u16x2(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  return __vmaxu2(a, b);
+#else
+  uint32_t const low = (a & 0xffffu) > (b & 0xffffu) ? a & 0xffffu : b & 0xffffu;
+  uint32_t const high = a >> 16 > b >> 16 ? a >> 16 : b >> 16;
+  return low | high << 16;
 #endif
 }
 

@@ -13,15 +13,15 @@ constexpr int64_t kMaxSeqlen = int64_t{1} << 28;  // of K: what 32-bit tile arit
 constexpr int kFoldSlots = 512;
 
 struct AttnParams : ProblemParams {
-  // Quantized operands (common/quant_format.h).
+  // Quantized operands (common/quant_format.h, common/nvfp4_format.h).
   char const *q, *k;
   float const *q_scale, *k_scale;
-  char const* q_mean;  // smooth_q: codes of each tile's mean, and their scale; else null
-  float const* q_mean_scale;
+  char const* q_mean;         // smooth_q: codes of each tile's mean; else null
+  float const* q_mean_scale;  // their scale; null for NVFP4, which has it among them
 
   // 16-bit V: rows of the caller's tensor, or of the packed copy. Its data and strides are multiples of 16 bytes.
-  // 8-bit V: `v.data` holds tiles like k. Packed sequences: row_k (or the sequence's first tile) is added by the
-  // kernel.
+  // 8-bit and NVFP4 V: `v.data` holds tiles like k. Packed sequences: row_k (or the sequence's first tile) is added by
+  // the kernel.
   TensorView v;
   bool v_in_tiles;       // v.data is [head][tile]..., not the caller's tensor
   float const* v_scale;  // [batch][num_heads_kv][padded head_dim], or null: V was not scaled
@@ -39,7 +39,7 @@ struct AttnParams : ProblemParams {
 
   int32_t sm_count;  // of the device: a persistent kernel has at most so many blocks
 
-  float log2_p_max;   // FP8 P: of what the largest probability of a row so far becomes; else 0
+  float log2_p_max;   // FP8 and NVFP4 P: of what the largest probability of a row so far becomes; else 0
   bool reverse_keys;  // the last key tile first
   // FP8 P V: after so many key tiles its accumulators are added to float32 ones. mma.sync kernels have these in global
   // memory, of which a block takes a slot. Launches that use the same slots do not run at the same time. Null where no

@@ -23,6 +23,7 @@
 #include <cute/tensor.hpp>
 #include <type_traits>
 
+#include "arch/bulk_copy.h"
 #include "arch/convert.h"
 #include "arch/math.h"
 #include "arch/simt.h"
@@ -143,10 +144,6 @@ struct AttnFwd {
 
   // ---- Producer ----------------------------------------------------------------------------------------------------
 
-  SAGE_DEVICE static void copy(char* smem, void const* gmem, int bytes, uint64_t& full) {
-    cute::SM90_BULK_COPY_G2S::copy(gmem, &full, smem, bytes);
-  }
-
   SAGE_DEVICE static void produce(Params const& p, SharedStorage& shared) {
     constexpr int kTileBytes = kKTileRows * kHeadDim, kScaleBytes = kKScalesPerTile * sizeof(float);
     Place& place = shared.places[kMathWarpgroups];
@@ -169,8 +166,8 @@ struct AttnFwd {
         Barrier::wait(&shared.empty.k[stage], phase);
         TransactionBarrier::arrive_and_expect_tx(&shared.full.k[stage], kTilesPerStage * (kTileBytes + kScaleBytes));
         SAGE_UNROLL for (int i = 0; i < kTilesPerStage; ++i) {
-          copy(shared.k[stage][i], p.k + tile(i) * kTileBytes, kTileBytes, shared.full.k[stage]);
-          copy(reinterpret_cast<char*>(shared.k_scale[stage][i]), p.k_scale + tile(i) * kKScalesPerTile, kScaleBytes,
+          arch::bulk_copy(shared.k[stage][i], p.k + tile(i) * kTileBytes, kTileBytes, shared.full.k[stage]);
+          arch::bulk_copy(shared.k_scale[stage][i], p.k_scale + tile(i) * kKScalesPerTile, kScaleBytes,
                shared.full.k[stage]);
         }
         if (step == 0) {
@@ -181,7 +178,7 @@ struct AttnFwd {
         Barrier::wait(&shared.empty.v[stage], phase);
         TransactionBarrier::arrive_and_expect_tx(&shared.full.v[stage], kTilesPerStage * kTileBytes);
         SAGE_UNROLL for (int i = 0; i < kTilesPerStage; ++i) {
-          copy(shared.v[stage][i], static_cast<char const*>(p.v.data) + tile(i) * kTileBytes, kTileBytes,
+          arch::bulk_copy(shared.v[stage][i], static_cast<char const*>(p.v.data) + tile(i) * kTileBytes, kTileBytes,
                shared.full.v[stage]);
         }
       }
@@ -195,7 +192,7 @@ struct AttnFwd {
         static_cast<int>(ceil_div(rows < Work::kItemRows ? rows : Work::kItemRows, kRows)) * kRows * kHeadDim;
     int64_t const row = p.first_q_tile(place.batch, place.head, place.sequence) * kQTileRows + place.row;
     TransactionBarrier::arrive_and_expect_tx(&shared.full.q, bytes);
-    copy(shared.q[0], p.q + row * kHeadDim, bytes, shared.full.q);
+    arch::bulk_copy(shared.q[0], p.q + row * kHeadDim, bytes, shared.full.q);
   }
 
   // ---- Math warpgroups ---------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@
 namespace sage {
 
 // The instructions that a kernel multiplies with, and for which its operands are arranged.
-enum class OperandOrder : int32_t { kMmaSync, kWgmma };
+enum class OperandOrder : int32_t { kMmaSync, kWgmma, kBlockScaled };  // the last: common/nvfp4_format.h
 
 constexpr int kQTileRows = 128;  // query rows of a tile
 constexpr int kKTileRows = 64;   // keys of a tile

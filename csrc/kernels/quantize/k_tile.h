@@ -1,10 +1,11 @@
-// A tile of K: smoothed, rotated, rounded.
+// A tile of K: smoothed, rotated, rounded to INT8 or INT4.
 #pragma once
 #include <cmath>
 #include <cstdint>
 
 #include "arch/simt.h"
 #include "common/quant_format.h"
+#include "quantize/k_rows.h"
 #include "quantize/params.h"
 #include "quantize/tiles.h"
 
@@ -13,10 +14,10 @@ namespace sage::quantize {
 template <int kHeadDim>
 struct KTile {
   using Lanes = quantize::Lanes<kHeadDim>;
+  using KRows = quantize::KRows<kHeadDim>;
   static_assert(kKTileRows == 4 * kSlots, "a slot has 4 keys");
 
-  struct SharedStorage {
-    alignas(16) float mean[kHeadDim], signs[kHeadDim];
+  struct SharedStorage : KRows::SharedStorage {
     float amax[kSlots];  // of the slots; those that share a scale are neighbours
   };
 
@@ -26,21 +27,8 @@ struct KTile {
     HeadRows const rows(p.k, place.batch, place.head, sequence.row_k + place.first_row,
                         sequence.seqlen_k - place.first_row, p.head_dim);
     int const channel = Lanes::channel(), group = Lanes::slot() % 4;
-    Channels x[4];
-    rows.load(x, channel, key);
-    if (p.hadamard) Lanes::load_signs(shared.signs);
-    load_k_mean(p, shared.mean, place.batch, place.head);
-
     float y[4][8], amax = 0.f;
-    SAGE_UNROLL for (int j = 0; j < 4; ++j) {
-      to_float(y[j], x[j], p.dtype);
-      SAGE_UNROLL for (int c = 0; c < 8; ++c)
-        y[j][c] = rows.has(key(j)) ? y[j][c] - shared.mean[channel + c] : 0.f;
-    }
-    if (p.hadamard) {
-      SAGE_UNROLL for (int j = 0; j < 4; ++j)
-        Lanes::rotate(y[j], shared.signs);
-    }
+    KRows::load(y, p, shared, place, rows, key);
     SAGE_UNROLL for (int j = 0; j < 4; ++j)
       amax = larger_amax(amax, y[j]);
 

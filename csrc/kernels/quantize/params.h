@@ -17,21 +17,22 @@ enum class VFormat : int32_t {
   kFloat16,  // bf16 to fp16, divided by the channel's power of two in v_scale, to padded tiles
   kInt8,     // divided by v_scale, to V^T tiles
   kFp8E4m3,  // likewise
+  kNvfp4,    // divided by v_scale, a power of two, to NVFP4 V^T tiles (common/nvfp4_format.h)
 };
 
 // Launch 1 (KvStats), only if smooth_k or a VFormat that scales V: per channel partial sums of K, and of V what its
 // scale and mean are made of.
-// Launch 2 (QuantizeQkv): tiles of Q, K and V in one grid; without those of Q where q_out is null, and without those of
-// K and V where k_out is.
+// Launch 2 (QuantizeQkv, or QuantizeNvfp4 for kNvfp4 Q and K): tiles of Q, K and V in one grid; without those of Q
+// where q_out is null, and without those of K and V where k_out is.
 struct QuantizeParams : ProblemParams {
   TensorView q, k, v;  // the caller's tensors: float16 or bfloat16, any strides and alignment
   DType dtype;
   float softmax_scale;        // its sign goes to the rounded Q, its magnitude and log2(e) to the scales of Q
-  OperandOrder order;         // of INT8 Q and K and of 8-bit V; kWgmma has no INT4
-  QkFormat qk;                // kInt8 or kInt4
-  QkGranularity granularity;  // kThread, kWarp (Q per 32 rows, K per tile) or kBlock (per tile)
+  OperandOrder order;         // of INT8 Q and K and of 8-bit V; kWgmma has no INT4, kBlockScaled only kNvfp4
+  QkFormat qk;                // kInt8, kInt4 or kNvfp4
+  QkGranularity granularity;  // kThread, kWarp (Q per 32 rows, K per tile) or kBlock (per tile); not of kNvfp4
   bool smooth_k;
-  bool smooth_q;  // kInt4 only
+  bool smooth_q;  // kInt4 and kNvfp4 only
   bool hadamard;  // rotate Q and K, after smoothing, by hadamard_sign and the Hadamard matrix of the padded head_dim
   VFormat v_format;
   float v_max;  // kInt8, kFp8E4m3: what the largest |v| of a channel becomes
@@ -44,8 +45,8 @@ struct QuantizeParams : ProblemParams {
 
   char *q_out, *k_out;
   float *q_scale, *k_scale;
-  char* q_mean;         // smooth_q: codes of each tile's mean, and their scale
-  float* q_mean_scale;  // [head][tile]
+  char* q_mean;         // smooth_q: codes of each tile's mean, and
+  float* q_mean_scale;  // [head][tile], kInt4: their scale
   void* v_out;
   float* v_scale;    // [batch][num_heads_kv][padded head_dim]; written by the block of the sequence's first V tile
   float* v_mean;     // like v_scale: what was subtracted from V; null: nothing

@@ -28,15 +28,26 @@ SAGE_DEVICE float read_mask(char const* element, DType dtype) {
   return value < -FLT_MAX ? -FLT_MAX : value > FLT_MAX ? FLT_MAX : value;  // NaN stays
 }
 
+// Which keys of a tile a lane's scores are of: accumulator fragments of Q K^T with the keys as columns, in their order,
+// or as NVFP4 K has them (common/nvfp4_format.h).
+struct InOrder {
+  static constexpr int kKeysPerLane = 2;
+  SAGE_DEVICE static constexpr int key(int n, int e) { return n * 8 + e; }
+};
+struct InRunsOf8 {
+  static constexpr int kKeysPerLane = 8;
+  SAGE_DEVICE static constexpr int key(int n, int e) { return n / 4 * 32 + n % 4 * 2 + e; }
+};
+
 // The scores of one warp for one tile of keys, as accumulator fragments: bits of floats, score = (s - bias) * scale.
 // Turns them into base-2 scores, -inf where the key is not seen. `row` is the warp's first row, `col` the first key.
 // kPinned: addresses of the mask are computed where they are used, for a caller without registers for several.
-template <bool kPinned, int kMTiles, int kNTiles>
+template <bool kPinned, class Columns = InOrder, int kMTiles, int kNTiles>
 SAGE_DEVICE void mask_scores(uint32_t (&s)[kMTiles][kNTiles][4], float scale, float bias, Mask const& visible,
                              MaskView const& mask, int batch, int head, int64_t row, int64_t col) {
   // Pinned, so that nothing of this rare path is computed ahead of it and kept in registers.
   uint32_t const lane = arch::pinned(arch::lane_index());
-  col += lane % 4 * 2;
+  col += lane % 4 * Columns::kKeysPerLane;
   SAGE_UNROLL for (int i = 0; i < 2 * kMTiles; ++i) {
     int const mt = i / 2, r = i % 2;
     int64_t const row_i = row + lane / 4 + mt * 16 + r * 8;
@@ -49,7 +60,7 @@ SAGE_DEVICE void mask_scores(uint32_t (&s)[kMTiles][kNTiles][4], float scale, fl
     SAGE_UNROLL for (int n = 0; n < kNTiles; ++n) {
       SAGE_UNROLL for (int e = 0; e < 2; ++e) {
         uint32_t& bits = s[mt][n][2 * r + e];
-        bool const seen = n * 8 + e >= begin && n * 8 + e < end;
+        bool const seen = Columns::key(n, e) >= begin && Columns::key(n, e) < end;
         bits = arch::as_uint(seen ? (arch::as_float(bits) - bias) * scale : -INFINITY);
       }
     }
@@ -66,7 +77,7 @@ SAGE_DEVICE void mask_scores(uint32_t (&s)[kMTiles][kNTiles][4], float scale, fl
         float added = 0.f;
         if (score != -INFINITY) added = read_mask(element, mask.dtype);  // else it may not exist
         bits = arch::as_uint(score + added);
-        element += e == 0 ? next : 7 * next;
+        element += (Columns::key(n + e, 1 - e) - Columns::key(n, e)) * next;
         if (kPinned) element = arch::pinned(element);
       }
     }
