@@ -5,23 +5,44 @@
 
 #include "api/device.h"
 #include "api/status.h"
+#include "common/nvfp4_format.h"
 
 namespace sage {
 
 VFormat v_format(AttnDesc const& d, CudaForward const& kernels) {
   if (kernels.pv == PvFormat::kInt8) return VFormat::kInt8;
   if (kernels.pv == PvFormat::kFp8E4m3) return VFormat::kFp8E4m3;
+  if (kernels.pv == PvFormat::kNvfp4) return VFormat::kNvfp4;
   if (kernels.operand != d.dtype) return VFormat::kFloat16;
   return d.v_aligned && d.head_dim % 8 == 0 ? VFormat::kInPlace : VFormat::kCopy;
 }
 
-static int element_bytes(VFormat format) {
+static int q_tile_bytes(CudaForward const& kernels) {
+  if (kernels.qk == QkFormat::kNvfp4) return nvfp4_bytes(kQTileRows, kernels.head_dim);
+  return q_tile_bytes(kernels.qk == QkFormat::kInt4 ? 4 : 8, kernels.head_dim);
+}
+
+static int q_mean_bytes(CudaForward const& kernels) {
+  return kernels.qk == QkFormat::kNvfp4 ? q_mean_nvfp4_bytes(kernels.head_dim) : q_mean_bytes(kernels.head_dim);
+}
+
+// NVFP4 has its scales among the codes.
+static bool has_q_mean_scale(CudaForward const& kernels) { return kernels.qk != QkFormat::kNvfp4; }
+
+static int k_tile_bytes(CudaForward const& kernels, bool smooth_q) {
+  if (kernels.qk == QkFormat::kNvfp4) return nvfp4_bytes(kKTileRows, kernels.head_dim) * (smooth_q ? 2 : 1);
+  return k_tile_bytes(kernels.head_dim);
+}
+
+static int v_tile_bytes(VFormat format, int head_dim) {
+  int const values = kKTileRows * head_dim;
   switch (format) {
     case VFormat::kInPlace: return 0;
+    case VFormat::kNvfp4: return nvfp4_bytes(kKTileRows, head_dim);
     case VFormat::kInt8:
-    case VFormat::kFp8E4m3: return 1;
+    case VFormat::kFp8E4m3: return values;
     case VFormat::kCopy:
-    case VFormat::kFloat16: return 2;
+    case VFormat::kFloat16: return 2 * values;
   }
   return 0;
 }
@@ -62,10 +83,10 @@ struct QLayout {
     int64_t const rows = d.num_heads_q * (d.varlen ? d.total_q : d.batch * d.seqlen_q);
     int64_t const mean_tiles = d.recipe.smooth_q ? all_tiles : 0;
     Parts parts;
-    data = parts.take(all_tiles * q_tile_bytes(kernels.qk == QkFormat::kInt4 ? 4 : 8, kernels.head_dim));
+    data = parts.take(all_tiles * q_tile_bytes(kernels));
     scale = parts.take(all_tiles * kQScalesPerTile * sizeof(float));
-    mean = parts.take(mean_tiles * q_mean_bytes(kernels.head_dim));
-    mean_scale = parts.take(mean_tiles * sizeof(float));
+    mean = parts.take(mean_tiles * q_mean_bytes(kernels));
+    mean_scale = parts.take(has_q_mean_scale(kernels) ? mean_tiles * sizeof(float) : 0);
     lse_shift = parts.take(d.recipe.smooth_k ? rows * sizeof(float) : 0);
     fold_busy = parts.take(slots * sizeof(uint32_t));
     fold = parts.take(slots * fold_floats(kernels.head_dim) * sizeof(float));
@@ -95,9 +116,9 @@ struct KvLayout {
     v_amax = parts.take(scaled ? of_chunks : 0);
     v_sum = parts.take(smooth_v ? of_chunks : 0);
     v_low = parts.take(smooth_v ? of_chunks : 0);
-    k = parts.take(all_tiles * k_tile_bytes(kernels.head_dim));
+    k = parts.take(all_tiles * k_tile_bytes(kernels, d.recipe.smooth_q));
     k_scale = parts.take(all_tiles * kKScalesPerTile * sizeof(float));
-    v = parts.take(all_tiles * kKTileRows * kernels.head_dim * element_bytes(v_format));
+    v = parts.take(all_tiles * v_tile_bytes(v_format, kernels.head_dim));
     v_scale = parts.take(scaled ? of_channels : 0);
     v_mean = parts.take(smooth_v ? of_channels : 0);
     bytes = parts.bytes;
@@ -170,7 +191,7 @@ static Status quantize(AttnDesc const& d, CudaForward const& kernels, AttnArgs c
     p.q_scale = at<float>(q->data, q_layout.scale);
     if (r.smooth_q) {
       p.q_mean = at<char>(q->data, q_layout.mean);
-      p.q_mean_scale = at<float>(q->data, q_layout.mean_scale);
+      if (has_q_mean_scale(kernels)) p.q_mean_scale = at<float>(q->data, q_layout.mean_scale);
     }
     if (r.smooth_k && wants_lse) p.lse_shift = at<float>(q->data, q_layout.lse_shift);
     p.fold_slots = q_layout.slots;
@@ -191,7 +212,7 @@ static Status quantize(AttnDesc const& d, CudaForward const& kernels, AttnArgs c
     }
     if (r.smooth_k || scaled) SAGE_TRY(kernels.kv_stats.launch(p, stream));
   }
-  return kernels.quantize_qkv.launch(p, stream);
+  return kernels.quantizer.launch(p, stream);
 }
 
 // Enqueues the attention kernel.
@@ -209,7 +230,7 @@ static Status attend(AttnDesc const& d, CudaForward const& kernels, int32_t sm_c
   p.k_scale = at<float>(kv.data, kv_layout.k_scale);
   if (r.smooth_q) {
     p.q_mean = at<char>(q.data, q_layout.mean);
-    p.q_mean_scale = at<float>(q.data, q_layout.mean_scale);
+    if (has_q_mean_scale(kernels)) p.q_mean_scale = at<float>(q.data, q_layout.mean_scale);
   }
   p.v_in_tiles = kv_layout.v_format != VFormat::kInPlace;
   p.v = p.v_in_tiles ? TensorView{at<void>(kv.data, kv_layout.v), 0, 0, 0} : kv.v;
@@ -225,7 +246,7 @@ static Status attend(AttnDesc const& d, CudaForward const& kernels, int32_t sm_c
   p.window_right = d.window_right;
   p.mask = args.mask;
   p.sm_count = sm_count;
-  p.log2_p_max = r.pv == PvFormat::kFp8E4m3 ? std::log2(r.p_max) : 0.f;
+  p.log2_p_max = r.pv == PvFormat::kFp8E4m3 || r.pv == PvFormat::kNvfp4 ? std::log2(r.p_max) : 0.f;
   p.reverse_keys = r.key_order == KeyOrder::kReverse;
   bool const can_fold = q_layout.slots > 0 || kernels.order == OperandOrder::kWgmma;
   p.fold_every = can_fold ? r.fold_every : std::numeric_limits<int32_t>::max();

@@ -24,7 +24,7 @@ struct CudaForward {
   DType operand;         // of P and V where they have 16 bits
   OperandOrder order;    // what the quantizers are told
   bool approximate_exp;  // the recipe field
-  arch::CompiledKernel<QuantizeParams> const &kv_stats, &quantize_qkv;
+  arch::CompiledKernel<QuantizeParams> const &kv_stats, &quantizer;
   arch::CompiledKernel<AttnParams> const& attention;
   CodeTarget targets[6];  // of `attention`; the others run wherever it does
 };

@@ -152,15 +152,16 @@ static Status no_such_kernel(Recipe const& r) {
 
 // What a recipe needs of the tensor cores, or of the build where they have it.
 static char const* needed_by(Recipe const& r, int architecture) {
-  bool const int4 = r.qk == QkFormat::kInt4, fp8 = r.pv == PvFormat::kFp8E4m3;
+  bool const int4 = r.qk == QkFormat::kInt4, fp4 = r.qk == QkFormat::kNvfp4, fp8 = r.pv == PvFormat::kFp8E4m3;
   bool const fp16_sums = fp8 && r.pv_accum == PvAccum::kFp16Fp32, fp32_sums = fp8 && r.pv_accum == PvAccum::kFp32;
   bool const here = (!int4 || architecture < 90) && (!fp8 || architecture >= 89) &&
-                    (!fp16_sums || architecture != 90) && (!fp32_sums || architecture == 120) &&
+                    (!fp16_sums || architecture != 90) && (!(fp4 || fp32_sums) || architecture / 10 == 12) &&
                     (!r.approximate_exp || architecture == 90);
   if (r.pv == PvFormat::kInt8 && architecture == 90) return "code that is not made for sm_90";
   if (here) return "code for it in the build";
   if (int4) return fp8 ? "INT4 and FP8 tensor cores (sm_89)" : "INT4 tensor cores (sm_80 to sm_89)";
   if (r.approximate_exp) return "tensor cores with wgmma (sm_90)";
+  if (fp4) return "NVFP4 tensor cores with mma.sync (sm_120)";
   if (fp32_sums) return "block-scaled FP8 tensor cores (sm_120)";
   return fp16_sums ? "FP8 tensor cores with mma.sync (sm_89 and sm_120)" : "FP8 tensor cores (sm_89 and later)";
 }
@@ -178,6 +179,18 @@ static float e4m3_at_most(float x) {
   return std::max(x, std::nearbyint(x / step) * step);
 }
 
+// With NVFP4 Q and K, e4m3 P is relative to whole octaves, too: up to 256, as e4m3's largest value is 448. Below 16
+// small probabilities, from 2^-10 of the largest on, would be subnormal.
+static Status check_octaves(Recipe const& r) {
+  int exponent;
+  SAGE_SUPPORT(
+      std::frexp(r.p_max, &exponent) == .5f && r.p_max >= 16.f && r.p_max <= 256.f,
+      "the CUDA kernels for pv fp8_e4m3 with qk nvfp4 serve recipe field p_max a power of two in [16, 256] only, "
+      "got %g",
+      r.p_max);
+  return {};
+}
+
 // FP8 P and V: their largest values, and how long float16 sums of their products stay finite. The products of a tile of
 // 64 keys sum up to 64 p_max v_max. Of that 2^-7 goes to the second sum, in fold_every tiles up to half of
 // fold_every p_max v_max: with the factor of 2 no rounding of it matters. The kernels' P is larger than p_max by 2^.016
@@ -188,6 +201,7 @@ static Status check_fp8(Recipe const& r) {
                r.p_max);
   SAGE_SUPPORT(r.v_max >= 1.f && r.v_max <= 448.f, "recipe field v_max must be in [1, 448] for pv fp8_e4m3, got %g",
                r.v_max);
+  if (r.qk == QkFormat::kNvfp4) return check_octaves(r);
   if (r.pv_accum != PvAccum::kFp16Fp32) return {};
   float const product = e4m3_at_most(1.011f * r.p_max) * e4m3_at_most(1.00001f * r.v_max);
   SAGE_SUPPORT(kKTileRows * product <= kFloat16Max,
@@ -201,31 +215,54 @@ static Status check_fp8(Recipe const& r) {
   return {};
 }
 
+// What P and V are scaled to where a kernel serves one value alone.
+struct Maxima {
+  float p, v;
+};
+
+// NVFP4 P is relative to whole octaves: 2048 is the largest power of two that the format holds (448 * 6 = 2688).
+static Maxima only_maxima(PvFormat pv) {
+  switch (pv) {
+    case PvFormat::kInt8: return {255.f, 127.f};
+    case PvFormat::kNvfp4: return {2048.f, 0.f};
+    default: return {1.f, 0.f};
+  }
+}
+
 static Status check_scales(Recipe const& r) {
   if (r.pv == PvFormat::kFp8E4m3) return check_fp8(r);
-  bool const integer = r.pv == PvFormat::kInt8;
-  float const p_max = integer ? 255.f : 1.f, v_max = integer ? 127.f : 0.f;
-  SAGE_SUPPORT(r.p_max == p_max && r.v_max == v_max,
+  Maxima const only = only_maxima(r.pv);
+  SAGE_SUPPORT(r.p_max == only.p && r.v_max == only.v,
                "the CUDA kernels for pv %s serve recipe fields p_max %g, v_max %g only, got %g, %g",
-               name_of(r.pv, kPvFormats), p_max, v_max, r.p_max, r.v_max);
+               name_of(r.pv, kPvFormats), only.p, only.v, r.p_max, r.v_max);
+  return {};
+}
+
+static Status check_granularity(Recipe const& r) {
+  QkGranularity const x = r.qk_granularity;
+  bool const nvfp4 = r.qk == QkFormat::kNvfp4;
+  bool const served = nvfp4 ? x == QkGranularity::k1x16
+                            : x == QkGranularity::kThread || x == QkGranularity::kWarp || x == QkGranularity::kBlock;
+  SAGE_SUPPORT(served, "the CUDA kernels for qk %s serve recipe field qk_granularity %s only, got %s",
+               name_of(r.qk, kQkFormats), nvfp4 ? "1x16" : "thread, warp or block", name_of(x, kQkGranularities));
   return {};
 }
 
 static Status check_recipe(Recipe const& r) {
-  SAGE_SUPPORT(r.qk_granularity == QkGranularity::kThread || r.qk_granularity == QkGranularity::kWarp ||
-                   r.qk_granularity == QkGranularity::kBlock,
-               "the CUDA kernels serve recipe field qk_granularity thread, warp or block only, got %s",
-               name_of(r.qk_granularity, kQkGranularities));
+  SAGE_TRY(check_granularity(r));
   SAGE_SUPPORT(r.block_q == kQTileRows, "the CUDA kernels serve recipe field block_q %d only, got %d", kQTileRows,
                r.block_q);
   SAGE_SUPPORT(r.block_k == kKTileRows, "the CUDA kernels serve recipe field block_k %d only, got %d", kKTileRows,
                r.block_k);
   SAGE_SUPPORT(!r.v_per_block, "the CUDA kernels serve recipe field v_granularity channel only, got block");
-  SAGE_SUPPORT(!r.p_two_level, "the CUDA kernels serve recipe field p_two_level false only, got true");
-  SAGE_SUPPORT(!r.smooth_q || r.qk == QkFormat::kInt4,
-               "the CUDA kernels smooth Q for qk int4 only, got smooth_q with qk %s", name_of(r.qk, kQkFormats));
+  bool const two_level = r.pv == PvFormat::kNvfp4;
+  SAGE_SUPPORT(r.p_two_level == two_level, "the CUDA kernels for pv %s serve recipe field p_two_level %s only, got %s",
+               name_of(r.pv, kPvFormats), two_level ? "true" : "false", two_level ? "false" : "true");
+  SAGE_SUPPORT(!r.smooth_q || r.qk == QkFormat::kInt4 || r.qk == QkFormat::kNvfp4,
+               "the CUDA kernels smooth Q for qk int4 and nvfp4 only, got smooth_q with qk %s",
+               name_of(r.qk, kQkFormats));
   SAGE_SUPPORT(!r.smooth_v || r.pv != PvFormat::kFp16,
-               "the CUDA kernels smooth V for pv int8 and fp8_e4m3 only, got smooth_v with pv %s",
+               "the CUDA kernels smooth V for pv int8, fp8_e4m3 and nvfp4 only, got smooth_v with pv %s",
                name_of(r.pv, kPvFormats));
   SAGE_REQUIRE(r.fold_every >= 1, "recipe field fold_every must be >= 1, got %d", r.fold_every);
   SAGE_SUPPORT(folds(r.pv, r.pv_accum) || r.fold_every == 1,
@@ -241,6 +278,9 @@ static Status check_steps(CudaForward const& row, Recipe const& r) {
                name_of(r.pv, kPvFormats), r.fold_every);
   return {};
 }
+
+// The largest head_dim of the table for qk nvfp4.
+constexpr int32_t kMaxNvfp4HeadDim = 128;
 
 Status select_cuda(AttnDesc const& d, Selection* selection) {
   CudaLimits limits;
@@ -276,6 +316,10 @@ Status select_cuda(AttnDesc const& d, Selection* selection) {
   if (!exists) return no_such_kernel(r);
   if (runs) {  // with a smaller head_dim
     SAGE_TRY(check_recipe(r));
+    SAGE_SUPPORT(r.qk != QkFormat::kNvfp4 || d.head_dim <= kMaxNvfp4HeadDim,
+                 "the CUDA kernels for qk nvfp4 serve head_dim up to %d only, got %d: the accumulators of more have no "
+                 "registers",
+                 kMaxNvfp4HeadDim, d.head_dim);
     SAGE_SUPPORT(!too_large, "head_dim %d with pv %s needs %zu bytes of shared memory for a block; sm_%d has %zu",
                  d.head_dim, name_of(r.pv, kPvFormats), too_large->attention.smem_bytes, limits.architecture,
                  limits.shared_bytes);

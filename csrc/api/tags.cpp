@@ -13,13 +13,12 @@ namespace {
 constexpr Named<DeviceType> kDeviceTypes[] = {{"cpu", DeviceType::kCpu}, {"cuda", DeviceType::kCuda}};
 constexpr Named<DType> kDTypes[] = {
     {"float32", DType::kFloat32}, {"float16", DType::kFloat16}, {"bfloat16", DType::kBFloat16}, {"bool", DType::kBool}};
-constexpr Named<VFormat> kVFormats[] = {{"read in place", VFormat::kInPlace},
-                                        {"copied", VFormat::kCopy},
-                                        {"float16", VFormat::kFloat16},
-                                        {"int8", VFormat::kInt8},
-                                        {"fp8_e4m3", VFormat::kFp8E4m3}};
+constexpr Named<VFormat> kVFormats[] = {{"read in place", VFormat::kInPlace}, {"copied", VFormat::kCopy},
+                                        {"float16", VFormat::kFloat16},       {"int8", VFormat::kInt8},
+                                        {"fp8_e4m3", VFormat::kFp8E4m3},      {"nvfp4", VFormat::kNvfp4}};
 constexpr Named<OperandOrder> kOperandOrders[] = {{"mma.sync", OperandOrder::kMmaSync},
-                                                  {"wgmma", OperandOrder::kWgmma}};
+                                                  {"wgmma", OperandOrder::kWgmma},
+                                                  {"block-scaled mma", OperandOrder::kBlockScaled}};
 
 // The value of a field, for a message.
 struct Text {
