@@ -265,9 +265,10 @@ def tests(check: Check) -> dict:
 
 
 def read_junit(report: Path) -> dict:
-    """Numbers of tests, names of those that failed, why others were skipped."""
-    failed, reasons, passed, skipped = [], {}, 0, 0
+    """Numbers of tests, names of those that failed, why others were skipped, what they measured (record_property)."""
+    failed, reasons, measured, passed, skipped = [], {}, {}, 0, 0
     for case in ElementTree.parse(report).getroot().iter("testcase"):
+        measured |= {found.get("name"): found.get("value") for found in case.iter("property")}
         skip = case.find("skipped")
         if skip is not None:
             skipped += 1
@@ -276,18 +277,24 @@ def read_junit(report: Path) -> dict:
             failed.append(f"{case.get('classname')}::{case.get('name')}")
         else:
             passed += 1
-    return {"passed": passed, "failed": failed, "skipped": skipped, "skipped_because": list(reasons)}
+    counts = {"passed": passed, "failed": failed, "skipped": skipped}
+    return counts | {"skipped_because": list(reasons), "measured": measured}
 
 
-def golden(check: Check) -> dict:
-    """What the instructions of this GPU make of pseudo-random registers (tests/golden/README.md)."""
-    architecture, program = check.facts["architecture"], check.build / "dump_atoms"
+def golden_command(source: str, architecture: int, program: Path) -> list[str | Path]:
+    """What compiles a program of tests/golden."""
     target = f"{architecture}a" if architecture >= 90 else f"{architecture}"
     includes = ["-I", REPOSITORY / "tests", "-I", REPOSITORY / "csrc" / "kernels", "-I", find_cutlass()]
     code = f"arch=compute_{target},code=sm_{target}"  # -arch=sm_120a would make code of compute_120, too
     options = ["-gencode", code, "-std=c++17", *includes, "-o", program]
-    source, seconds = REPOSITORY / "tests" / "golden" / "dump_atoms.cu", GOLDEN_SECONDS["compile"]
-    check.run("golden", find_nvcc(), *options, source, seconds=seconds)
+    return [find_nvcc(), *options, REPOSITORY / "tests" / "golden" / source]
+
+
+def golden(check: Check) -> dict:
+    """What the instructions of this GPU make of pseudo-random registers (tests/golden/README.md)."""
+    program = check.build / "dump_atoms"
+    command = golden_command("dump_atoms.cu", check.facts["architecture"], program)
+    check.run("golden", *command, seconds=GOLDEN_SECONDS["compile"])
     file = check.out / "golden" / (re.sub(r"[^a-z0-9]+", "-", check.facts["gpu"].lower()).strip("-") + ".txt")
     file.parent.mkdir(exist_ok=True)
     with file.open("w") as vectors:
@@ -376,6 +383,9 @@ def write_summary(check: Check) -> None:
             lines += ["", "```", step["error"], "```"]
         for reason in step.get("skipped_because", ()):
             lines.append(f"\nskipped: {reason}")
+        if step.get("measured"):
+            lines += ["", f"## Measured by {name}", "", "| | |", "|---|---|"]
+            lines += [f"| {what} | {value} |" for what, value in step["measured"].items()]
         if step.get("text"):
             lines += ["", "## Speed and error", "", "```", step["text"].strip(), "```"]
     (check.out / "summary.md").write_text("\n".join(lines) + "\n")

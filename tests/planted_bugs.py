@@ -24,7 +24,7 @@ KERNELS = "csrc/kernels/"
 UNWANTED = shutil.ignore_patterns(".git", ".venv", "build", "dist", "_C*.so", "_emulator*.so", "__pycache__")
 TESTS = ["tests/test_attention.py", "tests/test_varlen.py"]
 LIMIT = 300  # seconds for a program of the emulator, which may hang
-CONFIGURATIONS = [("round_robin", "late"), ("priority:1", "late"), ("priority:1", "early")]
+CONFIGURATIONS = [("round_robin", "late"), ("priority:1", "late"), ("priority:1", "early"), ("priority:1", "random")]
 
 
 def run(

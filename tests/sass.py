@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from building import BUILD_DIR, REPOSITORY
-from sass_listing import PIPES, Function, Graph, Instruction, parse
+from sass_listing import PIPES, Function, Graph, Instruction, Loop, parse
 
 RECORDS = REPOSITORY / "benchmarks" / "sass"
 
 # More of these is worse than the record. What is allocated to a kernel with a hot loop is decided by its launch bounds,
 # and what surrounds the loop hardly matters; of the others nothing better is known.
-GATED_WITH_HOT_LOOP = ("slots_per_score", "xu", "loop")
+GATED_WITH_HOT_LOOP = ("slots_per_score", "xu", "loop", "service_tensor", "service_slots")
 GATED_WITHOUT = ("registers", "instructions")
 
 
@@ -46,17 +46,36 @@ def figures(function: Function, head_dim: int) -> dict[str, Any]:
     result |= registers_of_roles(instructions)
     if not any(x.pipe == "tensor" for x in instructions):
         return result
-    hot = Graph(instructions, function.jump_table).hot_loop()
+    graph = Graph(instructions, function.jump_table)
+    hot = graph.hot_loop()
     if hot is None:
         return result
-    loop, path = hot
+    path = graph.instructions(hot.path)
     pipes = collections.Counter(x.pipe for x in path)
-    result["loop"] = len(loop)
+    result["loop"] = len(graph.instructions(hot.body))
     result["tensor"] = dict(sorted(collections.Counter(x.opcode for x in path if x.pipe == "tensor").items()))
     if groups := sum(x.ends_group for x in path):
         result["wgmma_groups"] = groups
     result |= {pipe: pipes[pipe] for pipe in PIPES if pipe != "tensor"}
     result["slots_per_score"] = round((len(path) - pipes["tensor"]) / scores_of_lane(head_dim, result["tensor"]), 3)
+    return result | (block_scaled(graph, hot, head_dim) if "OMMA" in (x.name for x in path) else {})
+
+
+def block_scaled(graph: Graph, hot: Loop, head_dim: int) -> dict[str, int]:
+    """What else there is to know of an NVFP4 kernel: the fillers on the hot path; the branch that moves a row to a new
+    reference, which multiplies all its accumulators; and what the warps that feed the hot loop spend on its stage."""
+
+    def count(instructions: list[Instruction], name: str) -> int:
+        return sum(x.name == name for x in instructions)
+
+    accumulators = 2 * (head_dim // 8 + 1)  # of a row
+    moves = [len(x) for x in graph.detours(hot) if count(x, "FMUL") >= accumulators]
+    result = {"nop": count(graph.instructions(hot.path), "NOP"), "move": min(moves, default=0)}
+    if service := graph.second_loop(hot):
+        path = graph.instructions(graph.path(service.body, with_copies=False))
+        tensor = sum(x.pipe == "tensor" for x in path)
+        result |= {"service_tensor": tensor, "service_slots": len(path) - tensor}
+        result["copy_slots"] = len(graph.instructions(service.path)) - len(path)
     return result
 
 
@@ -79,10 +98,19 @@ def rows_of_warp(head_dim: int) -> int:
 
 def scores_of_lane(head_dim: int, tensor: dict[str, int]) -> int:
     """Elements of Q K^T that a lane gets on a hot path with these tensor instructions: with mma.sync those of a tile of
-    64 keys; wgmma has 64 rows of a warpgroup and the N keys of its name, 32 channels at a time."""
+    64 keys; wgmma has 64 rows of a warpgroup and the N keys of its name, 32 channels at a time; of OMMA as many as make
+    a stage have 16 rows and 128 keys."""
+    if omma := sum(count for opcode, count in tensor.items() if opcode.startswith("OMMA")):
+        return 64 * omma // omma_of_stage(head_dim, is_pv_nvfp4=sum(tensor.values()) == omma)
     shapes = {opcode: re.match(r"IGMMA\.64x(\d+)x32\.", opcode) for opcode in tensor}
     wgmma = sum(64 * int(shape[1]) // 128 * tensor[opcode] for opcode, shape in shapes.items() if shape)
     return wgmma // (head_dim // 32) or rows_of_warp(head_dim) * 64 // 32
+
+
+def omma_of_stage(head_dim: int, *, is_pv_nvfp4: bool) -> int:
+    """Of a warp's 16 rows and a stage of 128 keys, 64 channels or keys at a time: Q K^T, and P V with the column of
+    ones."""
+    return 16 * head_dim // 64 + (2 * (head_dim // 8 + 1) if is_pv_nvfp4 else 0)
 
 
 class Unit(NamedTuple):
@@ -117,7 +145,7 @@ def objects(build_dir: Path) -> dict[tuple[str, str], Path]:
     """The objects of all instances, whether or not they are built, by family and name."""
     commands = build_dir / "compile_commands.json"
     outputs = [x["output"] for x in json.loads(commands.read_text())] if commands.exists() else []
-    found = (re.search(r"sage_cuda_(sm\d+)_\w+\.dir/instances/(\w+)\.cu\.o$", output) for output in outputs)
+    found = (re.search(r"sage_cuda_(\w+?)_[\da_]+\.dir/instances/(\w+)\.cu\.o$", output) for output in outputs)
     return {(x[1], x[2]): build_dir / x.string for x in sorted(filter(None, found), key=lambda x: x.string)}
 
 

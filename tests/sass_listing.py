@@ -5,24 +5,26 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 # Where an opcode executes, as Nsight Compute names the pipes of sm_80. "uniform" is the uniform datapath; "other" is
 # control flow, barriers and special registers.
 PIPES = {
-    "tensor": "BMMA DMMA HGMMA HMMA IGMMA IMMA QGMMA QMMA",
+    "tensor": "BMMA DMMA HGMMA HMMA IGMMA IMMA OMMA QGMMA QMMA",
     "xu": "BREV F2F F2I FLO FRND I2F MUFU POPC",
     "alu": "BMSK CS2R F2FP F2IP FCHK FMNMX FMNMX3 FSEL FSET FSETP HMNMX2 I2FP I2IP IABS IADD IADD3 IMNMX ISETP LEA LOP3 MOV P2R "
     "PLOP3 PRMT R2P SEL SGXT SHF VABSDIFF VABSDIFF4 VHMNMX VIADD VIADDMNMX VIMNMX VIMNMX3",
     "fma": "FADD FFMA FMUL FSWZADD HADD2 HFMA2 HMUL2 HSET2 HSETP2 IDP IMAD IMUL",
     "memory": "ATOM ATOMG ATOMS LD LDC LDG LDGSTS LDL LDS LDSM RED SHFL ST STG STL STS UBLKCP UTMALDG",
-    "uniform": "LDCU R2UR S2UR UBMSK UFADD UFFMA UFLO UFMUL UFSEL UI2F UIADD3 UIMAD UIMNMX UISETP ULDC ULEA ULOP3 UMOV UP2UR "
-    "UPLOP3 UPOPC UPRMT UR2UP USEL USGXT USHF VOTEU",
+    "uniform": "LDCU R2UR S2UR UBMSK UF2F UF2FP UF2I UFADD UFFMA UFLO UFMUL UFSEL UFSETP UI2F UIADD3 UIMAD UIMNMX UISETP "
+    "ULDC ULEA ULOP3 UMOV UP2UR UPLOP3 UPOPC UPRMT UR2UP USEL USGXT USHF UVIADD UVIMNMX VOTEU",
     "other": "ACQBULK BAR BRA BREAK BRX BSSY BSYNC CALL CCTL CGAERRBAR DEPBAR ELECT ENDCOLLECTIVE ERRBAR EXIT FENCE LDGDEPBAR "
     "MEMBAR NANOSLEEP NOP PREEXIT RET S2R SYNCS UCGABAR_ARV UCGABAR_WAIT USETMAXREG VOTE WARPGROUP WARPSYNC YIELD",
 }
 PIPE_OF = {opcode: pipe for pipe, opcodes in PIPES.items() for opcode in opcodes.split()}
+COPIES = {"LDGSTS", "UBLKCP"}  # to shared memory
+MEETINGS = ("VOTE.", "SYNCS.PHASECHK.")  # of a warp's lanes, and of warps at a barrier
 INDIRECT_JUMPS = {"BRXU", "JMP", "JMX", "JMXU"}
 
 
@@ -128,6 +130,13 @@ def _indirect_jumps(instructions: list[Instruction], table: tuple[int, ...]) -> 
     return {address: sorted(set(table[i : ends[ends.index(i) + 1]])) for address, i in first.items()}
 
 
+class Loop(NamedTuple):
+    """All of it, and an iteration's path through it, as blocks of a graph."""
+
+    body: list[int]
+    path: list[int]
+
+
 class Graph:
     """The basic blocks of a function that can be reached, as lists of instructions, and the jumps between them.
 
@@ -162,7 +171,8 @@ class Graph:
                 self.predecessors[x].append(i)
         self.dominators = self._dominators()
         self.tensor = [sum(x.pipe == "tensor" for x in block) for block in self.blocks]
-        self.copies = [sum(x.name == "LDGSTS" for x in block) for block in self.blocks]
+        self.copies = [sum(x.name in COPIES for x in block) for block in self.blocks]
+        self.meetings = [sum(x.opcode.startswith(MEETINGS) for x in block) for block in self.blocks]
 
     def _dominators(self) -> list[int]:
         """Per block the set, as bits, of the blocks that are passed on every way to it."""
@@ -193,16 +203,25 @@ class Graph:
                     raise ValueError(f"a loop with two entries at 0x{self.blocks[header][0].address:x}")
         return loops
 
-    def hot_loop(self) -> tuple[list[Instruction], list[Instruction]] | None:
-        """The smallest loop that has every tensor instruction of the loop with the most, and half as many: all of it, and
-        an iteration's path through it. So a loop around that over the tiles of keys may have tiles of its own, and one
-        within may repeat a product. None if no loop has any.
+    def hot_loop(self) -> Loop | None:
+        """The smallest loop that has every tensor instruction of the loop with the most, and half as many. So a loop
+        around that over the tiles of keys may have tiles of its own, and one within may repeat a product. None if no loop
+        has any."""
+        return self._fullest(self.loops())
 
-        The path is that of an iteration that does its full work in the cheapest way: of the paths with the most tensor
-        instructions, of those with the most copies to shared memory, the one with the fewest instructions.
-        """
+    def second_loop(self, hot: Loop) -> Loop | None:
+        """Likewise, of the loops that share nothing with the hot one and have less than half its tensor instructions:
+        that of warps which help those of the hot loop."""
+        most = sum(self.tensor[i] for i in hot.body)
+        return self._fullest(
+            {
+                header: body
+                for header, body in self.loops().items()
+                if body.isdisjoint(hot.body) and 2 * sum(self.tensor[i] for i in body) < most
+            }
+        )
 
-        loops = self.loops()
+    def _fullest(self, loops: dict[int, set[int]]) -> Loop | None:
         tensor = {
             header: [x.opcode for i in body for x in self.blocks[i] if x.pipe == "tensor"]
             for header, body in loops.items()
@@ -212,19 +231,41 @@ class Graph:
             return None
         full = [header for header, x in tensor.items() if 2 * len(x) >= len(most) and set(x) == set(most)]
         header = min(full, key=lambda header: sum(len(self.blocks[i]) for i in loops[header]))
-        best: dict[int, tuple[tuple[int, int, int], list[int]]] = {}  # by the path's end
-        for i in sorted(loops[header]):  # jumps back are not followed: inner loops are passed once
-            (tensor, copies, length), path = ((0, 0, 0), [])
+        return Loop(sorted(loops[header]), self.path(loops[header]))
+
+    def path(self, body: Iterable[int], with_copies: bool = True) -> list[int]:
+        """Of an iteration of a loop that does its full work in the cheapest way: of the paths with the most tensor
+        instructions, of those with the most copies to shared memory, or the least, of those with the most votes and
+        waits that are not repeated, the one with the fewest instructions. Without votes and waits it would be that of a
+        last iteration, which looks at no next tile."""
+        header, *_ = body = sorted(body)  # a loop is entered at its first block only
+        repeated = set().union(*(x for start, x in self.loops().items() if start in body and start != header))
+        best: dict[int, tuple[tuple[int, int, int, int], list[int]]] = {}  # by the path's end
+        for i in body:  # jumps back are not followed: inner loops are passed once
+            (tensor, copies, meetings, length), path = ((0, 0, 0, 0), [])
             if i != header:
-                (tensor, copies, length), path = max(best[x] for x in self.predecessors[i] if x in best)
-            work = (tensor + self.tensor[i], copies + self.copies[i], length - len(self.blocks[i]))
-            best[i] = (work, [*path, i])
+                (tensor, copies, meetings, length), path = max(best[x] for x in self.predecessors[i] if x in best)
+            copies += self.copies[i] * (1 if with_copies else -1)
+            meetings += 0 if i in repeated else self.meetings[i]
+            best[i] = ((tensor + self.tensor[i], copies, meetings, length - len(self.blocks[i])), [*path, i])
         path = max(best[x] for x in self.predecessors[header] if x in best)[1]
         for i, following in itertools.pairwise(path):
             last = self.blocks[i][-1]
             if last.name == "CALL" and not last.guarded and self.blocks[following][0].address != last.target:
                 raise ValueError(f"the hot path calls a subroutine, which is not counted, at 0x{last.address:x}")
-        return ([x for i in sorted(loops[header]) for x in self.blocks[i]], [x for i in path for x in self.blocks[i]])
+        return path
+
+    def instructions(self, blocks: Iterable[int]) -> list[Instruction]:
+        return [x for i in blocks for x in self.blocks[i]]
+
+    def detours(self, loop: Loop) -> list[list[Instruction]]:
+        """What of a loop is not on its path, in pieces that no jump leads from one to another."""
+        pieces: list[set[int]] = []
+        for i in sorted(set(loop.body) - set(loop.path)):
+            near = {i, *self.predecessors[i], *self.successors[i]}
+            joined = [x for x in pieces if not x.isdisjoint(near)]
+            pieces = [x for x in pieces if x.isdisjoint(near)] + [{i}.union(*joined)]
+        return [self.instructions(sorted(x)) for x in pieces]
 
 
 def _postorder(following: dict[int, list[int]]) -> list[int]:

@@ -109,6 +109,12 @@ ATTENTION = {
     "type of backend": ({"backend": None}, TypeError, ["backend", "str", "NoneType"]),
     "backend of another device": ({"backend": "cuda"}, ValueError, ["backend 'cuda'", "cuda", "cpu"]),
     "no kernel": ({"recipe": "sage2"}, NotImplementedError, ["fp8_e4m3", 'backend="reference"', "sage2"]),
+    "NVFP4 on a CPU": ({"recipe": "sage3"}, NotImplementedError, ["qk nvfp4 with pv nvfp4", 'backend="reference"']),
+    "NVFP4 scores on a CPU": (
+        {"recipe": "sage3_fp8"},
+        NotImplementedError,
+        ["qk nvfp4 with pv fp8_e4m3", 'backend="reference"', "sage3_fp8"],
+    ),
     "no kernel for a field": (
         {"recipe": "sage1(smooth_q=True)"},
         NotImplementedError,

@@ -113,7 +113,7 @@ def test_unknown_cuda_architecture(tmp_path: Path) -> None:
 
 
 # What the kernels of each kind are compiled for, by SAGE_CUDA_ARCHS and SAGE_CUDA_EXTRA_ARCH: sage1, INT4 with FP16 P V,
-# FP8, INT4 with FP8, FP8 by wgmma, MXFP8; and what build_info says.
+# FP8, INT4 with FP8, FP8 by wgmma, MXFP8 and NVFP4; and what build_info says.
 TARGETS = {
     ("80;89;90;120", ""): ("80 90 120", "80", "89 120", "89", "90a", "120a", "80 89 90 120"),
     ("80", ""): ("80", "80", "", "", "", "", "80"),
@@ -140,12 +140,16 @@ def test_targets(tmp_path: Path, listed: str, extra: str) -> None:
     options = ("SAGE_CUDA=ON", "SAGE_CPU=OFF", f"CMAKE_CUDA_COMPILER={INFO['cuda_compiler']}")
     configure(tmp_path, *options, f"SAGE_CUDA_ARCHS={listed}", f"SAGE_CUDA_EXTRA_ARCH={extra}")
     expected = dict(zip(KINDS, TARGETS[listed, extra], strict=False)) | {"quantize_qkv": TARGETS[listed, extra][0]}
+    expected |= dict.fromkeys(
+        ("sm120_fp4_fwd_nvfp4", "sm120_fp4_fwd_fp8", "quantize_nvfp4"), expected["sm120_fwd_mxfp8"]
+    )
     full = {
         Path(entry["file"]).stem: entry["command"]
         for entry in json.loads((tmp_path / "compile_commands.json").read_text())
     }
     commands = {stem: " ".join(re.findall(r"code=\[?sm_(\w+)", command)) for stem, command in full.items()}
     assert all((WIDE_WGMMA in command) == stem.startswith("sm90_fwd") for stem, command in full.items())
+    assert all(("-Xptxas=-O2" in command) == stem.startswith("sm120_fwd") for stem, command in full.items())
     assert {kind: commands.get(f"{kind}_d64", "") for kind in expected} == expected
     with_room = " ".join(x for x in expected["sm80_fwd_f16"].split() if x not in ("120", "121"))  # for 16-bit V
     assert commands.get("sm80_fwd_f16_d256", "") == with_room
@@ -154,8 +158,9 @@ def test_targets(tmp_path: Path, listed: str, extra: str) -> None:
     said = (tmp_path / "csrc" / "generated" / "api" / "build_info.h").read_text()
     assert f'kCudaArchitectures[] = "{TARGETS[listed, extra][-1]}"' in said
     rows = (tmp_path / "csrc" / "generated" / "api" / "instances.h").read_text()
-    for kind in KINDS:
-        row = re.search(rf" {kind}_d64, \{{(.*)\}}\}},", rows)
+    for kind in expected.keys() - {"quantize_qkv", "quantize_nvfp4"}:
+        quantizer = "quantize_nvfp4" if "fp4_fwd" in kind else "quantize_qkv"
+        row = re.search(rf" kv_stats_d64, {quantizer}_d64, {kind}_d64, \{{(.*)\}}\}},", rows)
         numbers = re.findall(r"\{(\d+), (true|false)\}", f"{row[1]}}}" if row else "")
         assert " ".join(number + "a" * (exact == "true") for number, exact in numbers) == expected[kind]
 

@@ -278,6 +278,9 @@ def test_default_recipe_of_each_gpu(monkeypatch: pytest.MonkeyPatch, architectur
         ("sm89", "sage2_int4(smooth_k=False, smooth_v=False)", 3),
         ("sm90", "sage2", 3),
         ("sm90", "sage2(approximate_exp=True, smooth_v=True)", 3),
+        ("sm120", "sage3", 3),
+        ("sm120", "sage3_fp8", 3),
+        ("sm120", "sage3(smooth_q=False, smooth_k=False, smooth_v=True, hadamard=True)", 3),
     ],
 )
 def test_emulated_launches(monkeypatch: pytest.MonkeyPatch, gpu: str, recipe: str, launches: int) -> None:

@@ -1,5 +1,5 @@
 """The CUDA kernels in the emulator: the programs of tests/emulator/kernel_test, on problems that the kernels' formats hold
-exactly, and of tests/emulator/quantizer_test.
+exactly or, with NVFP4 operands, on such operands made without the quantizers, and of tests/emulator/quantizer_test.
 
 They are built and found as those of test_emulator.py. With a sanitizer only SANITIZED are, and they run fewer problems.
 """
@@ -18,11 +18,14 @@ MODES = {
     "sm90": ("wgmma", "wgmma_approx"),
     "sm120": ("mxfp8",),
 }
-PROGRAMS = ["quantizers"] + [
-    f"{family}_fwd_{mode}_d{head_dim}" for head_dim in (64, 128, 256) for family in MODES for mode in MODES[family]
-]
+PROGRAMS = (
+    ["quantizers", "nvfp4_quantizers"]
+    + [f"{family}_fwd_{mode}_d{head_dim}" for head_dim in (64, 128, 256) for family in MODES for mode in MODES[family]]
+    + [f"sm120_fp4_fwd_{mode}_d{head_dim}" for head_dim in (64, 128) for mode in ("nvfp4", "fp8")]
+)
 SANITIZED = [
     "quantizers",
+    "nvfp4_quantizers",
     "sm80_fwd_f16_d64",
     "sm80_fwd_bf16_d64",
     "sm80_fwd_f16acc_f32_d64",
@@ -34,15 +37,20 @@ SANITIZED = [
     "sm90_fwd_wgmma_d64",
     "sm90_fwd_wgmma_approx_d128",
     "sm90_fwd_wgmma_d256",
+    "sm120_fp4_fwd_nvfp4_d64",
+    "sm120_fp4_fwd_fp8_d64",
 ]
 SCHEDULED = [
     "quantizers",
+    "nvfp4_quantizers",
     "sm80_fwd_f16_d64",
     "sm80_fwd_int8_d64",
     "sm89_fwd_fp8_d64",
     "sm89_fwd_int4_fp8_f16acc_d64",
     "sm90_fwd_wgmma_d64",
     "sm90_fwd_wgmma_approx_d128",
+    "sm120_fp4_fwd_nvfp4_d64",
+    "sm120_fp4_fwd_fp8_d64",
 ]
 SCHEDULES = ["random:1", "random:2", "priority:1", "priority:2"]
 

@@ -18,7 +18,7 @@ from needs import needs_emulator
 
 import sage
 from sage import _select
-from sage.cli import bench, candidates, machine, main, measure, nvidia_smi, plot
+from sage.cli import bench, candidates, machine, main, measure, nvidia_smi, peaks, plot
 from sage.cli.measure import Case
 
 
@@ -229,7 +229,8 @@ def test_sustained_ends_without_a_clock(monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_kernel_only_is_the_whole_call(monkeypatch: pytest.MonkeyPatch, case: Case, dtype: str, recipe: str) -> None:
-    architecture = "sm90" if "approximate_exp" in recipe else "sm89"  # which has kernels for all the others
+    special = {"approximate_exp": "sm90", "sage3": "sm120"}  # sm89 has kernels for all others
+    architecture = next((x for word, x in special.items() if word in recipe), "sm89")
     monkeypatch.setenv(_select.EMULATED_VARIABLE, architecture)
     qkv = tuple(x.to(candidates.DTYPES[dtype]) for x in case.inputs())
     call = candidates.kernel_only(case, qkv, dtype, recipe, "emulator", "").call
@@ -261,17 +262,58 @@ def test_math_is_left_out_where_its_scores_are_large(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("architecture", "left_out"),
-    [(80, set()), (89, set()), (90, {"sage2pp", "sage2_int4"}), (100, {"sage2_int4"}), (120, {"sage2_int4"})],
+    [
+        (80, {"sage3", "sage3_fp8"}),
+        (89, {"sage3", "sage3_fp8"}),
+        (90, {"sage2pp", "sage2_int4", "sage3", "sage3_fp8"}),
+        (100, {"sage2_int4", "sage3", "sage3_fp8"}),
+        (120, {"sage2_int4"}),
+    ],
 )
 def test_default_recipes_are_those_without_emulated_instructions(
     monkeypatch: pytest.MonkeyPatch, architecture: int, left_out: set[str]
 ) -> None:
-    """On a GPU with all kernels: builds for it may have those of older architectures, too."""
+    """On a GPU with all kernels: builds for it may have those of older architectures, too, but not of later ones."""
     kernels = {"sage2pp": "sm89_fwd_fp8_f16acc_d64", "sage2_int4": "sm89_fwd_int4_fp8_d64"}
-    monkeypatch.setattr(machine, "kernel_name", lambda recipe, backend: kernels.get(recipe, "sm80_fwd_bf16_d64"))
+
+    def kernel_name(recipe: str, backend: str) -> str:
+        if recipe.startswith("sage3") and architecture < 120:
+            raise NotImplementedError(f"qk nvfp4 needs sm_120, this GPU is sm_{architecture}")
+        return kernels.get(recipe, "sm80_fwd_bf16_d64")
+
+    monkeypatch.setattr(machine, "kernel_name", kernel_name)
     module = SimpleNamespace(cuda_architecture=lambda device_index: architecture)
     monkeypatch.setattr(_select, "extension", lambda backend: module)
-    assert bench._served_by_the_gpu() == [recipe for recipe in bench.CUDA_RECIPES if recipe not in left_out]
+    served, not_run = bench._served_by_the_gpu()
+    assert served == tuple(recipe for recipe in bench.CUDA_RECIPES if recipe not in left_out)
+    assert not_run.keys() == left_out and all(f"sm_{architecture}" in reason for reason in not_run.values())
+
+
+def test_what_is_not_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = made_up_report() | {"not_run": {"sage3": "qk nvfp4 needs sm_120"}}
+    monkeypatch.setattr(bench, "render_case", lambda case: "")
+    report["versions"] = {"torch": "2"}
+    assert "\nnot run: sage3: qk nvfp4 needs sm_120" in bench.render(report)
+    assert "not run" not in bench.render(report | {"not_run": {}})
+
+
+@pytest.mark.parametrize(
+    ("gpu", "recipe", "kernel", "per_clock"),
+    [
+        ("NVIDIA GeForce RTX 5090", "sage3", "sm120_fp4_fwd_nvfp4_d128", 4096),
+        ("NVIDIA GeForce RTX 5090", "sage3_fp8", "sm120_fp4_fwd_fp8_d128", 2 / (1 / 4096 + 1 / 2048)),
+        ("NVIDIA GeForce RTX 5090", "sage2", "sm120_fwd_mxfp8_d128", 2048),
+        ("NVIDIA GeForce RTX 5090", None, "", 512),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "sage3", "sm120_fp4_fwd_nvfp4_d128", 4096),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", None, "", 1024),
+        ("NVIDIA GeForce RTX 5080", "sage3", "sm120_fp4_fwd_nvfp4_d128", None),
+    ],
+)
+def test_peaks_of_sm_120(gpu: str, recipe: str | None, kernel: str, per_clock: float | None) -> None:
+    """At 2 GHz on a multiprocessor; none where the GPU is not known."""
+    parsed = recipe and sage.Recipe.parse(recipe)
+    found = peaks.peak_gops({"name": gpu, "sm_count": 1}, 2000.0, parsed, kernel)
+    assert found == (per_clock and pytest.approx(per_clock * 2))
 
 
 def test_bench_on_a_machine_without_gpu_refuses(capsys: pytest.CaptureFixture) -> None:

@@ -178,7 +178,9 @@ def make_site(check: Check, **files: str) -> None:
 PROJECT = """
 import pytest, sage
 @pytest.mark.cuda
-def test_passes(): assert sage.MADE_FOR_THIS
+def test_passes(record_property):
+    record_property("clocks", 16.5)
+    assert sage.MADE_FOR_THIS
 @pytest.mark.cuda
 @pytest.mark.skipif({skip}, reason="there is one GPU")
 def test_other(): assert not {fail}
@@ -200,10 +202,13 @@ def test_tests_step(check: Check, monkeypatch: pytest.MonkeyPatch, skip: bool, f
         with pytest.raises(StepFailed, match="ended with 1") as failure:
             gpu_check.tests(check)
         assert failure.value.details["failed"] == ["test_it::test_other"] and failure.value.details["passed"] == 1
+        assert failure.value.details["measured"] == {"clocks": "16.5"}
         return
     found = gpu_check.tests(check)
     assert (found["passed"], found["failed"], found["skipped"]) == (1 if skip else 2, [], 1 if skip else 0)
     assert (found["skipped_because"] == ["there is one GPU"]) == skip
+    assert gpu_check.run_steps(check, {"tests": lambda check: found})
+    assert "| clocks | 16.5 |" in (check.out / "summary.md").read_text()
 
 
 def test_tests_step_without_a_test_fails(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,11 +273,14 @@ def test_bench_step(check: Check, nrmse: str, alone: str, ok: bool) -> None:
 
 
 @needs_nvcc
-def test_golden_step(check: Check) -> None:
+@pytest.mark.parametrize("architecture", [90, 120])
+def test_golden_step(check: Check, architecture: int) -> None:
     """The atoms compile; without a GPU the step then says so and leaves no file."""
+    check.facts["architecture"] = architecture
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
-        check.facts["architecture"] = 10 * major + minor
+        if 10 * major + minor != architecture:
+            pytest.skip(f"this GPU is not sm_{architecture}")
         assert gpu_check.golden(check)["vectors"] > 20
         return
     with pytest.raises(StepFailed, match="dump_atoms ended with 1: cudaGetDeviceProperties: "):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -12,6 +13,8 @@ from sage.reference.quantize import (
     AMAX_FLOOR,
     block_mean,
     key_groups,
+    nvfp4_sum,
+    power_of_two,
     quantize_nvfp4,
     quantize_rows,
     quantize_v,
@@ -191,6 +194,56 @@ def test_quantize_nvfp4_against_its_definition():
     assert (actual[2] == 0).all()
 
 
+def test_a_value_that_is_not_finite_makes_its_nvfp4_block_nan():
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        x = torch.ones(48)
+        x[20] = bad
+        actual = quantize_nvfp4(x)
+        assert actual[16:32].isnan().all() and actual[:16].isfinite().all() and actual[32:].isfinite().all()
+        assert power_of_two(x).isnan()[20] and (power_of_two(x) == 2.0**-11).sum() == 47
+
+
+def test_scales_of_p_are_the_codes_of_a_rounded_logarithm():
+    amax = torch.cat([torch.tensor([0.0, 1e-30]), torch.logspace(-4, 4, 10_001)])
+    expected = [
+        decode(min(max(math.floor(8 * math.log2(x) + 35), 8), 126) if x else 8, 4, 3, 7) for x in amax.double().tolist()
+    ]
+    assert torch.equal(numerics.p_scale_e4m3(amax), torch.tensor(expected))
+    assert torch.equal(numerics.p_scale_e4m3(amax[:5]), torch.tensor(expected[:5]))  # the scalar path
+    assert numerics.p_scale_e4m3(torch.tensor([torch.nan])).isnan().all()
+    # Blocks of P become 6 at their largest value, and lose or gain at most an eighth by it.
+    used = amax[(amax > 0.2) & (amax <= 2048)]
+    ratio = 6 * numerics.p_scale_e4m3(used) / used
+    assert 0.88 < ratio.min() < 0.9 and 1.02 < ratio.max() < 1.04
+
+
+def test_power_of_two_brings_the_largest_value_below_2688():
+    amax = torch.cat([2688 * torch.exp2(torch.arange(-115.0, 110)), torch.logspace(-31, 38, 1001)])
+    scale = power_of_two(amax)
+    assert (torch.frexp(scale).mantissa == 0.5).all()
+    assert (amax / scale <= 2688).all() and (amax / scale > 1344).all()
+    assert (amax / scale)[:225].eq(2688).all()
+    assert power_of_two(torch.tensor(1e-38)).item() == 2.0**-115
+
+
+def test_every_term_of_an_nvfp4_sum_takes_three_bits_of_what_is_left():
+    x = 1000 * torch.randn(50, 64, generator=torch.Generator().manual_seed(7))
+    errors = [(x - nvfp4_sum(x, terms)).norm().item() for terms in range(5)]
+    assert torch.equal(nvfp4_sum(x, 1), quantize_nvfp4(x))
+    assert all(0.05 < after / before < 0.13 for before, after in zip(errors, errors[1:]))
+
+
+def test_nvfp4_v_has_a_power_of_two_for_each_channel():
+    v = torch.randn(1, 1, 1, 100, 4, generator=torch.Generator().manual_seed(8))
+    factors = torch.tensor([1.0, 2.0**-40, 2.0**30, 0.0])
+    values, scale = quantize_v(v * factors, PRESETS["sage3"], torch.float32)
+    expected, expected_scale = quantize_v(v, PRESETS["sage3"], torch.float32)
+    assert torch.equal(scale[..., :3], (expected_scale * factors)[..., :3])
+    assert torch.equal(values[..., :3], expected[..., :3]) and (values[..., 3] == 0).all()
+    assert torch.equal(expected[..., 48:64, 0], quantize_nvfp4(v[..., 48:64, 0] / expected_scale[..., 0]))
+    assert (values * scale - v * factors).norm() < 0.12 * (v * factors).norm()
+
+
 def test_block_mean_counts_the_tail():
     x = torch.arange(10.0)[:, None]
     assert block_mean(x, 4).flatten().tolist() == [1.5] * 4 + [5.5] * 4 + [8.5] * 2
@@ -205,6 +258,12 @@ def test_rotation_against_its_definition(head_dim, padded):
     words = [pi >> 32 * (7 - word) & 0xFFFFFFFF for word in range(8)]
     signs = torch.tensor([1.0 - 2 * (words[c // 32] >> c % 32 & 1) for c in range(padded)], dtype=torch.float64)
     matrix = signs[:, None] * (1 - 2 * parity) / padded**0.5
+    # As the kernels have it: bits 2 and up of a column's number turn left by one, and two neighbouring ones of them
+    # change its sign.
+    high, width = padded // 4, padded.bit_length() - 3
+    places = torch.tensor([4 * (i // 4 * 2 % high + (i // 4 >> width - 1)) + i % 4 for i in range(padded)])
+    flips = torch.tensor([1.0 - 2 * ((i // 4 & i // 8).bit_count() % 2) for i in range(padded)], dtype=torch.float64)
+    matrix = torch.zeros_like(matrix).index_copy(1, places, matrix * flips)
     assert torch.allclose(rotate(q), q @ matrix[:head_dim], atol=1e-12)
     assert torch.allclose(rotate(q) @ rotate(k).mT, q @ k.mT, atol=1e-12)
 

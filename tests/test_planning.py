@@ -128,6 +128,9 @@ SERVED = {
     "sage2pp": (["sm89_fwd_fp8_f16acc"], "FP8 tensor cores with mma.sync (sm_89 and sm_120)"),
     "sage2_int4": (["sm89_fwd_int4_fp8"], "INT4 and FP8 tensor cores (sm_89)"),
     INT4_F16ACC: (["sm89_fwd_int4_fp8_f16acc"], "INT4 and FP8 tensor cores (sm_89)"),
+    "sage3": (["sm120_fp4_fwd_nvfp4"], "NVFP4 tensor cores with mma.sync (sm_120)"),
+    "sage3_fp8": (["sm120_fp4_fwd_fp8"], "NVFP4 tensor cores with mma.sync (sm_120)"),
+    "sage3_fp8(pv_accum=fp32+fp32)": (["sm120_fp4_fwd_fp8"], "NVFP4 tensor cores with mma.sync (sm_120)"),
 }
 
 
@@ -167,7 +170,10 @@ def test_kernels_of_an_architecture(module: Any, architecture: int, recipe: str)
             r"the CUDA kernels of this build \([\w, ]+\) .*serve recipe field \w+ .+ only", str(refusal.value)
         )
         return
-    if any(runs_on(architecture, FAMILIES[family(kernel)]) for kernel in kernels if "mxfp8" not in kernel):
+    has_instructions = any(
+        runs_on(architecture, FAMILIES[family(kernel)]) for kernel in kernels
+    )  # sm_121: those of 120a
+    if has_instructions:
         needs = "code for it in the build"
     assert str(refusal.value) == (
         f"the CUDA kernels of this build for qk {r.qk}, pv {r.pv}, pv_accum {r.pv_accum}"
@@ -191,7 +197,7 @@ def test_bfloat16_has_a_kernel_of_its_own_for_16_bit_p_alone(module: Any) -> Non
 
 # Fields of a recipe that no kernel serves beside the others: what the message says.
 NOT_SERVED = [
-    ("sage1", {"pv": "nvfp4"}, "serve recipe field pv fp16, int8 or fp8_e4m3 only, got nvfp4"),
+    ("sage1", {"pv": "int16"}, "serve recipe field pv fp16, int8, fp8_e4m3 or nvfp4 only, got int16"),
     ("sage1", {"pv_accum": "int32"}, "for pv fp16 serve recipe field pv_accum fp32, fp16 or fp16+fp32 only, got int32"),
     ("sage2", {"pv_accum": "fp16"}, "for pv fp8_e4m3 serve recipe field pv_accum fp32, fp16+fp32 or fp32+fp32 only, got fp16"),
     ("sage1_int8", {"qk": "int4"}, "for pv int8 with pv_accum int32 serve recipe field qk int8 only, got int4"),
@@ -203,13 +209,14 @@ NOT_SERVED = [
      "for qk int8, pv fp8_e4m3, pv_accum fp16+fp32 serve recipe field approximate_exp false only, got true"),
     ("sage2_int4", {"approximate_exp": True},
      "for qk int4, pv fp8_e4m3, pv_accum fp32+fp32 serve recipe field approximate_exp false only, got true"),
-    ("sage2", {"qk_granularity": "token"}, "qk_granularity thread, warp or block only, got token"),
+    ("sage2", {"qk_granularity": "token"}, "for qk int8 serve recipe field qk_granularity thread, warp or block only, got token"),
+    ("sage2", {"qk_granularity": "1x16"}, "for qk int8 serve recipe field qk_granularity thread, warp or block only, got 1x16"),
     ("sage2", {"block_q": 64}, "block_q 128 only, got 64"),
     ("sage2", {"block_k": 128}, "block_k 64 only, got 128"),
     ("sage2", {"v_granularity": "block"}, "v_granularity channel only, got block"),
-    ("sage2", {"p_two_level": True}, "p_two_level false only, got true"),
-    ("sage1", {"smooth_q": True}, "smooth Q for qk int4 only, got smooth_q with qk int8"),
-    ("sage1", {"smooth_v": True}, "smooth V for pv int8 and fp8_e4m3 only, got smooth_v with pv fp16"),
+    ("sage2", {"p_two_level": True}, "for pv fp8_e4m3 serve recipe field p_two_level false only, got true"),
+    ("sage1", {"smooth_q": True}, "smooth Q for qk int4 and nvfp4 only, got smooth_q with qk int8"),
+    ("sage1", {"smooth_v": True}, "smooth V for pv int8, fp8_e4m3 and nvfp4 only, got smooth_v with pv fp16"),
     ("sage1", {"fold_every": 2}, "for pv fp16 with pv_accum fp32 serve recipe field fold_every 1 only, got 2"),
     ("sage1(pv_accum=fp16+fp32)", {"fold_every": 2}, "with pv_accum fp16+fp32 serve recipe field fold_every 1 only, got 2"),
     ("sage1", {"p_max": 448.0}, "for pv fp16 serve recipe fields p_max 1, v_max 0 only, got 448, 0"),
@@ -232,6 +239,27 @@ NOT_SERVED = [
     ("sage2(approximate_exp=True)", {"fold_every": 1},
      "the CUDA kernels for pv fp8_e4m3 on sm_90 serve recipe field fold_every >= 2 only, got 1"),
     ("sage2(approximate_exp=True)", {"p_max": 449.0}, "p_max must be in [1, 448] for pv fp8_e4m3, got 449"),
+    ("sage3", {"qk": "int8"}, "for pv nvfp4 with pv_accum fp32 serve recipe field qk nvfp4 only, got int8"),
+    ("sage3", {"pv_accum": "fp32+fp32"}, "for pv nvfp4 serve recipe field pv_accum fp32 only, got fp32+fp32"),
+    ("sage3", {"approximate_exp": True},
+     "for qk nvfp4, pv nvfp4, pv_accum fp32 serve recipe field approximate_exp false only, got true"),
+    ("sage3", {"qk_granularity": "thread"}, "for qk nvfp4 serve recipe field qk_granularity 1x16 only, got thread"),
+    ("sage3_fp8", {"qk_granularity": "token"}, "for qk nvfp4 serve recipe field qk_granularity 1x16 only, got token"),
+    ("sage3", {"block_q": 64}, "block_q 128 only, got 64"),
+    ("sage3", {"block_k": 128}, "block_k 64 only, got 128"),
+    ("sage3", {"v_granularity": "block"}, "v_granularity channel only, got block"),
+    ("sage3", {"p_two_level": False}, "for pv nvfp4 serve recipe field p_two_level true only, got false"),
+    ("sage3_fp8", {"p_two_level": True}, "for pv fp8_e4m3 serve recipe field p_two_level false only, got true"),
+    ("sage3", {"fold_every": 2}, "for pv nvfp4 with pv_accum fp32 serve recipe field fold_every 1 only, got 2"),
+    *(("sage3", {"p_max": p_max},
+       f"for pv nvfp4 with qk nvfp4 serve recipe field p_max a power of two in [16, 2048] only, got {p_max:g}")
+      for p_max in (2688.0, 8.0, 4096.0, 500.0)),
+    ("sage3", {"v_max": 6.0}, "for pv nvfp4 serve recipe field v_max 0 only, got 6"),
+    *(("sage3_fp8", {"p_max": p_max},
+       f"for pv fp8_e4m3 with qk nvfp4 serve recipe field p_max a power of two in [16, 256] only, got {p_max:g}")
+      for p_max in (8.0, 24.0, 255.9, 448.0)),
+    ("sage3_fp8", {"p_max": 512.0}, "p_max must be in [1, 448] for pv fp8_e4m3, got 512"),
+    ("sage3_fp8", {"v_max": 0.0}, "v_max must be in [1, 448] for pv fp8_e4m3, got 0"),
 ]  # fmt: skip
 
 
@@ -240,8 +268,8 @@ NOT_SERVED = [
 def test_fields_that_are_not_served(module: Any, recipe: str, fields: dict[str, Any], message: str) -> None:
     architecture = an_architecture(module, recipe)
     assert plan(module, architecture=architecture, recipe=changed(recipe)).kernel_name
-    if "or fp8_e4m3" in message or "fp32+fp32" in message or "or int4" in message:
-        for needed in ("sage2(pv_accum=fp32, fold_every=1)", INT4_F16):
+    if "or nvfp4 only" in message or "or fp32+fp32" in message or "or int4" in message:
+        for needed in ("sage2(pv_accum=fp32, fold_every=1)", INT4_F16, "sage3"):
             an_architecture(module, needed)
     with pytest.raises(NotImplementedError) as refusal:
         plan(module, architecture=architecture, recipe=changed(recipe, **fields))
@@ -259,6 +287,10 @@ def test_fields_that_are_served(module: Any) -> None:
         ("sage2pp", {"p_max": 101.0, "v_max": 9.0, "fold_every": 69}),
         ("sage2_int4", {"qk_granularity": "warp", "hadamard": True}),
         ("sage2(approximate_exp=True)", {"qk_granularity": "block", "smooth_v": True, "p_max": 256.0, "fold_every": 2}),
+        ("sage3", {"smooth_q": False, "smooth_k": False, "smooth_v": True, "hadamard": True}),
+        ("sage3", {"key_order": "forward"}),
+        ("sage3_fp8", {"smooth_v": True, "p_max": 16.0, "v_max": 1.0, "key_order": "reverse"}),
+        ("sage3_fp8(pv_accum=fp32+fp32)", {"smooth_q": False, "p_max": 128.0, "fold_every": 10**6}),
     ):
         assert plan(module, architecture=an_architecture(module, recipe), recipe=changed(recipe, **fields)).kernel_name
 
@@ -290,7 +322,9 @@ def test_build_without_cuda(architecture: int) -> None:
 
 
 @each_module
-@pytest.mark.parametrize("recipe", [recipe for recipe in SERVED if Recipe.parse(recipe).pv != "fp16"])
+@pytest.mark.parametrize(
+    "recipe", [text for text in SERVED for r in [Recipe.parse(text)] if r.pv != "fp16" and r.qk != "nvfp4"]
+)
 def test_8_bit_v_fits_with_head_dim_256(module: Any, recipe: str) -> None:
     """Into the shared memory of GeForce, too, and with what else Hopper's kernels have there."""
     architectures = [x for x in served_on(module, recipe) if x in (86, 89, 90, 120, 121)]
@@ -325,6 +359,26 @@ def test_shared_memory(module: Any, architecture: int, fits: bool) -> None:
 
 
 @each_module
+@pytest.mark.parametrize("recipe", ["sage3", "sage3_fp8"])
+def test_head_dim_of_nvfp4(module: Any, recipe: str) -> None:
+    """Up to 128, by padding; more is refused, on any GPU with the reason that holds there."""
+    architecture, (kernel,) = an_architecture(module, recipe), SERVED[recipe][0]
+    for head_dim, padded in ((1, 64), (40, 64), (64, 64), (65, 128), (128, 128)):
+        made = plan(module, architecture=architecture, recipe=recipe, head_dim=head_dim)
+        assert made.kernel_name == f"{kernel}_d{padded}"
+    for head_dim in (129, 192, 256):
+        expected = (
+            f"^the CUDA kernels for qk nvfp4 serve head_dim up to 128 only, got {head_dim}: the accumulators of more "
+            "have no registers$"
+        )
+        with pytest.raises(NotImplementedError, match=expected):
+            plan(module, architecture=architecture, recipe=recipe, head_dim=head_dim)
+    if 80 in compiled_for(module):
+        with pytest.raises(NotImplementedError, match=r"run on sm_120 only, got sm_80: they need NVFP4 tensor cores"):
+            plan(module, architecture=80, recipe=recipe, head_dim=256)
+
+
+@each_module
 def test_named_architecture_counts(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is named counts, not what is here, and any index may be planned for."""
     monkeypatch.setenv("SAGE_EMULATOR_ARCH", "sm90")
@@ -354,130 +408,6 @@ def test_architecture_of_a_device(module: Any, monkeypatch: pytest.MonkeyPatch) 
 def test_architecture_without_cuda() -> None:
     with pytest.raises(NotImplementedError, match="this build has no CUDA"):
         _C.cuda_architecture(0)
-
-
-@pytest.mark.parametrize("device", [CPU, {"architecture": 80}], ids=["cpu", "cuda"])
-@pytest.mark.parametrize(
-    "operand, sizes",
-    [
-        ("q", {"seqlen_q": 2**62}),
-        ("q", {"seqlen_q": 2**63 - 1}),
-        ("q", {"seqlen_q": 0, "batch": 2**31 - 1, "num_heads_q": 2**30}),
-        ("q", {"varlen": True, "total_q": 2**62}),
-        ("q", {"varlen": True, "seqlen_q": 2**62}),
-        ("k", {"seqlen_k": 2**62}),
-        ("k", {"varlen": True, "total_k": 2**62}),
-    ],
-)
-def test_sizes_that_no_machine_has(device: dict[str, Any], operand: str, sizes: dict[str, Any]) -> None:
-    """They are refused before a number of bytes wraps around and a small workspace looks sufficient."""
-    with pytest.raises(ValueError, match=rf"^{operand} must have at most 2\^46 values, got about \d\.\d+e\+\d+$"):
-        plan(**PROBLEM | device | sizes)
-
-
-@each_module
-def test_largest_sizes(module: Any) -> None:
-    """What is just allowed is counted in 64 bits."""
-    fields = {"architecture": compiled_for(module)[0], "batch": 1, "num_heads_q": 1, "num_heads_kv": 1}
-    made = plan(module, **fields, seqlen_q=2**40)
-    assert made.quantized_q_bytes == 2**40 * (64 + 1 + 4)  # a scale for 4 rows, and what corrects lse
-    made = plan(module, **fields, seqlen_q=1, seqlen_k=2**28)
-    assert made.quantized_kv_bytes == 2**28 // 64 * (64 * 64 + 16) + 16 * 64 * 4 + 64
-
-
-def aligned(size: int) -> int:
-    return -(-size // 64) * 64
-
-
-@each_module
-@pytest.mark.parametrize("smooth_k", [False, True])
-@pytest.mark.parametrize(
-    "name, accum, dtype, v_aligned, v_bytes",
-    [
-        ("sage1", "fp32", "float16", True, 0),
-        ("sage1", "fp32", "bfloat16", False, 2),
-        ("sage1", "fp16", "float16", True, 0),
-        ("sage1", "fp16+fp32", "bfloat16", True, 2),
-        ("sage1_int8", "int32", "float16", True, 1),
-    ],
-)
-def test_memory(module: Any, name: str, accum: str, dtype: str, v_aligned: bool, v_bytes: int, smooth_k: bool) -> None:
-    """Q and K take a byte, V what its format takes, each tile has its scales; the rest is statistics."""
-    made = plan(
-        module,
-        architecture=compiled_for(module)[0],
-        recipe=f"{name}(pv_accum={accum}, smooth_k={smooth_k})",
-        dtype=dtype,
-        v_aligned=v_aligned,
-        head_dim=104,
-    )
-    q_tiles, k_tiles, heads_kv, channels = 2 * 4 * 1, 2 * 2 * 3, 2 * 2, 128
-    scales_v = v_bytes == 1 or (v_bytes == 2 and v_aligned)
-    q = q_tiles * 128 * channels + q_tiles * 32 * 4 + smooth_k * aligned(2 * 4 * 70 * 4)
-    kv = k_tiles * 64 * channels * (1 + v_bytes) + aligned(k_tiles * 4 * 4)
-    kv += smooth_k * (heads_kv * channels * 4 + aligned(2 * 4)) + scales_v * 2 * heads_kv * channels * 4
-    assert made.quantized_q_bytes == q
-    assert made.quantized_kv_bytes == kv
-    assert made.workspace_bytes == q + kv
-
-
-@each_module
-@pytest.mark.parametrize("smooth_v", [False, True])
-@pytest.mark.parametrize("smooth_q", [False, True])
-def test_memory_of_int4_and_fp8(module: Any, smooth_q: bool, smooth_v: bool) -> None:
-    """Q takes half a byte, K a whole one for its finer digits; then the means of the tiles of Q and of V."""
-    recipe = f"sage2_int4(smooth_q={smooth_q}, smooth_v={smooth_v})"
-    made = plan(module, architecture=an_architecture(module, recipe.partition("(")[0]), recipe=recipe, head_dim=104)
-    q_tiles, k_tiles, heads_kv, channels = 2 * 4 * 1, 2 * 2 * 3, 2 * 2, 128
-    q = q_tiles * 128 * channels // 2 + q_tiles * 32 * 4 + aligned(2 * 4 * 70 * 4)
-    q += smooth_q * (q_tiles * 2 * channels + aligned(q_tiles * 4))
-    kv = k_tiles * 64 * channels * 2 + aligned(k_tiles * 4 * 4) + aligned(2 * 4)
-    kv += (3 + 3 * smooth_v) * heads_kv * channels * 4
-    assert (made.quantized_q_bytes, made.quantized_kv_bytes) == (q, kv)
-
-
-@each_module
-@pytest.mark.parametrize("recipe", ["sage2", "sage2pp"])
-def test_memory_of_folding(module: Any, recipe: str) -> None:
-    """A slot per block, 512 at most, where a row may see more than fold_every tiles of keys."""
-    architecture = 89 if 89 in served_on(module, recipe) else an_architecture(module, recipe)
-    if recipe == "sage2" and architecture in (90, 120):
-        pytest.skip(f"sm_{architecture} folds nothing of sage2 in global memory")
-    fields = {"architecture": architecture, "head_dim": 128}
-    slot = (128 * (128 + 8) + 1) * 4
-    for seqlen_q, seqlen_k, heads, fold_every, slots in (
-        (129, 4 * 64, 4, 4, 0),
-        (129, 4 * 64 + 1, 4, 4, 2 * 4 * 2),
-        (129, 4 * 64, 4, 3, 2 * 4 * 2),
-        (1, 10**6, 4, 64, 2 * 4),
-        (128 * 63, 65, 4, 1, 2 * 4 * 63),
-        (128 * 65, 65, 4, 1, 512),
-        (0, 65, 4, 1, 0),
-    ):
-        sizes = {"seqlen_q": seqlen_q, "num_heads_q": heads}
-        with_fold = changed(recipe, fold_every=fold_every)
-        made = plan(module, **fields, **sizes, seqlen_k=seqlen_k, recipe=with_fold)
-        without = plan(module, **fields, **sizes, seqlen_k=1, recipe=with_fold)
-        extra = made.quantized_q_bytes - without.quantized_q_bytes
-        assert extra == aligned(slots * 4) + slots * (slot - 4), (seqlen_q, seqlen_k, fold_every)
-
-
-@each_module
-@pytest.mark.parametrize(
-    "architecture, recipe, kernel",
-    [
-        (120, "sage2(fold_every=1)", "sm120_fwd_mxfp8"),
-        (90, "sage2(fold_every=2)", "sm90_fwd_wgmma"),
-        (90, "sage2(fold_every=2, approximate_exp=True)", "sm90_fwd_wgmma_approx"),
-    ],
-)
-def test_kernels_that_fold_nothing_in_global_memory(module: Any, architecture: int, recipe: str, kernel: str) -> None:
-    """True float32 accumulators have no need of it, and wgmma's are folded in shared memory."""
-    if not family_runs_on(family(kernel), architecture, module):
-        pytest.skip(f"this build has no code for sm_{architecture}a")
-    made = [plan(module, architecture=architecture, recipe=recipe, seqlen_k=x) for x in (1, 10**6)]
-    assert made[0].kernel_name == f"{kernel}_d64"
-    assert made[0].quantized_q_bytes == made[1].quantized_q_bytes
 
 
 @each_module

@@ -13,9 +13,9 @@ import pytest
 
 import sass
 from building import BUILD_DIR, REPOSITORY, configure, run
+from fake_sass import HMMA, OMMA, PV90, QK, S, STEP, block_scaled_kernel, listing, values
 from sage import _C
 from sass import Unit
-from sass_listing import PIPE_OF, PIPES, Graph, parse
 
 NVCC = _C.build_info()["cuda_compiler"]
 
@@ -25,6 +25,8 @@ GOALS = {
     ("sm89_fwd_fp8_f16acc_d128", "sm_89"): 8.0,
     ("sm90_fwd_wgmma_d128", "sm_90a"): 5.5,
     ("sm90_fwd_wgmma_approx_d128", "sm_90a"): 5.5,
+    ("sm120_fp4_fwd_nvfp4_d128", "sm_120a"): 7.0,
+    ("sm120_fp4_fwd_fp8_d128", "sm_120a"): 7.0,
 }
 
 # P V: the instruction and its depth.
@@ -42,8 +44,10 @@ ONES_COLUMN = {"fp8", "mxfp8"}  # eight channels more, for the sum of the rounde
 
 
 def expected_tensor(name: str) -> dict[str, int]:
-    """The tensor instructions that a warp issues for a tile of keys: by the sizes at the top of mma_sync_fwd.cuh or
-    sm90_fwd.cuh."""
+    """The tensor instructions that a warp issues for a tile of keys: by the sizes at the top of mma_sync_fwd.cuh,
+    sm90_fwd.cuh or sm120_fp4_fwd.cuh."""
+    if found := re.fullmatch(r"sm120_fp4_fwd_(nvfp4|fp8)_d(\d+)", name):
+        return expected_block_scaled(found[1], int(found[2]))
     found = re.fullmatch(r"sm\d+_fwd_(int4_)?(\w+)_d(\d+)", name)
     if not found:
         return {}
@@ -69,6 +73,15 @@ def expected_wgmma(head_dim: int) -> dict[str, int]:
     return {qk: head_dim // 32, pv: keys // 32 * parts}
 
 
+QMMA_SF = "QMMA.SF.16832.F32.E4M3.E4M3.E8"
+
+
+def expected_block_scaled(pv: str, head_dim: int) -> dict[str, int]:
+    """Of a warp's 16 rows and a stage of 128 keys; P V has 8 channels more, of ones, for the sum of the rounded P."""
+    omma = sass.omma_of_stage(head_dim, is_pv_nvfp4=pv == "nvfp4")
+    return {OMMA: omma} if pv == "nvfp4" else {OMMA: omma, QMMA_SF: 128 // 32 * (head_dim // 8 + 1)}
+
+
 # On sm_90 the assembler makes others of those for FP8.
 EMULATED = {"QMMA.16832.F32.E4M3.E4M3": "HMMA.16816.F32",
             "QMMA.16832.F16.E4M3.E4M3": "HMMA.16816.F16"}  # fmt: skip
@@ -89,15 +102,17 @@ def absolute_faults(measured: dict[Unit, dict[str, Any]]) -> list[str]:
             faults.append(f"{unit}: local memory is used: {x}")
         tensor, expected = x.get("tensor", {}), expected_on(unit)
         stages = 1
-        if "wgmma" in unit.name:  # the loop may be unrolled
+        if "wgmma" in unit.name or OMMA in expected:
+            # Warp-specialised; the loop may be unrolled.
             stages = max(1, tensor.get(next(iter(expected)), 0) // next(iter(expected.values())))
+            if not {"producer_registers", "consumer_registers"} <= x.keys():
+                faults.append(f"{unit}: no registers are moved from the producer to the consumers (setmaxnreg)")
+        if "wgmma" in unit.name:
             groups = 3 * stages  # Q K^T, and each half of P V
             if x.get("wgmma_groups") == sum(tensor.values()):
                 faults.append(f"{unit}: wgmma is serialized: each is waited for on its own (ptxas C7510 to C7514)")
             elif x.get("wgmma_groups") != groups:
                 faults.append(f"{unit}: the hot loop has {x.get('wgmma_groups')} groups of wgmma, expected {groups}")
-            if not {"producer_registers", "consumer_registers"} <= x.keys():
-                faults.append(f"{unit}: no registers are moved from the producer to the consumers (setmaxnreg)")
         if tensor != {opcode: stages * count for opcode, count in expected.items()}:
             faults.append(f"{unit}: the hot loop's tensor instructions are {tensor}, expected {stages} x {expected}")
     return faults
@@ -196,107 +211,7 @@ def test_unknown_extra_architecture(tmp_path: Path) -> None:
     assert "SAGE_CUDA_EXTRA_ARCH must be one architecture, as 90, or empty, got 'banana'" in output
 
 
-# The analyser on hand-written listings.
-
-QK, HMMA = "IMMA.16832.S8.S8 R4, R8.ROW, R10.COL, R4", "HMMA.16816.F32 R4, R8, R10, R4"
-
-
-def listing(*texts: str, name: str = "kernel", architecture: str = "sm_80") -> str:
-    """As cuobjdump prints it: an instruction every 16 bytes."""
-    lines = [
-        "",
-        "Fatbin elf code:",
-        "================",
-        f"arch = {architecture}",
-        "",
-        "Resource usage:",
-        " Common:",
-        "  GLOBAL:0",
-        f" Function {name}:",
-        "  REG:40 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:664 TEXTURE:0 SURFACE:0 SAMPLER:0",
-        "",
-        f"\tcode for {architecture}",
-        f"\t\tFunction : {name}",
-        '\t.headerflags\t@"EF_CUDA_SM80"',
-    ]
-    for i, text in enumerate(texts):
-        lines += [
-            f"        /*{16 * i:04x}*/      {text:>30} ;    /* 0x00000a00ff017624 */",
-            f"{'':60}/* 0x000fe400078e00ff */",
-        ]
-    return "\n".join([*lines, "\t\t..........", "", ""])
-
-
-def values(*texts: str, head_dim: int = 32) -> dict[str, Any]:
-    (function,) = parse(listing(*texts))
-    return sass.figures(function, head_dim)
-
-
-def hot(*texts: str) -> tuple[list[int], list[int]]:
-    """The addresses, by 16, of the hot loop and of the path through it."""
-    loop, path = Graph(parse(listing(*texts))[0].instructions).hot_loop()
-    return sorted(x.address // 16 for x in loop), [x.address // 16 for x in path]
-
-
-def test_straight_line_has_no_hot_loop() -> None:
-    assert Graph(parse(listing("MOV R1, R2", HMMA, "EXIT"))[0].instructions).hot_loop() is None
-    assert "loop" not in values("MOV R1, R2", HMMA, "EXIT", "BRA 0x30", "NOP")
-    assert values("MOV R1, R2", "@P0 BRA 0x0", "EXIT")["instructions"] == 3
-
-
-def test_loop_is_found() -> None:
-    assert hot("MOV R1, R2", QK, "FADD R1, R2, R3", "@P0 BRA 0x10", "EXIT") == ([1, 2, 3], [1, 2, 3])
-
-
-def test_rare_branch_is_in_the_loop_but_not_on_the_path() -> None:
-    loop, path = hot(QK, "@P1 BRA 0x40", "FADD R1, R2, R3", "FADD R1, R2, R3", HMMA, "@P0 BRA 0x0", "EXIT")
-    assert loop == [0, 1, 2, 3, 4, 5] and path == [0, 1, 4, 5]
-
-
-def test_copies_are_on_the_path_and_are_made_the_cheap_way() -> None:
-    copy = "LDGSTS.E.BYPASS.LTC128B.128 [R1], [R2.64]"
-    loop, path = hot(
-        QK, "@P1 BRA 0x80", "@P2 BRA 0x60", "SEL R1, R2, R3, P0", copy, "BRA 0x80", copy, "NOP", "@P0 BRA 0x0", "EXIT"
-    )
-    assert loop == list(range(9)) and path == [0, 1, 2, 6, 7, 8]
-
-
-def test_inner_loop_is_passed_once_and_outer_loop_is_not_hot() -> None:
-    texts = [
-        "MOV R1, R2",
-        "NOP",
-        QK,
-        "@P1 BRA 0x20",
-        HMMA,
-        "@!P0 CALL.REL.NOINC 0x80",
-        "BRA 0x10",
-        "NOP",
-        "@P2 BRA 0x0",
-        "EXIT",
-    ]
-    assert hot(*texts) == ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6])
-
-
-S, PV90 = "IGMMA.64x128x32.S8.S8 R92, gdesc[UR4], R92", "QGMMA.64x136x32.F32.E4M3.E4M3 R24, R96, gdesc[UR8], R24"
-STEP = [*[S] * 3, f"{S}, gsb0", PV90, f"{PV90}, gsb0", PV90, f"{PV90}, gsb0"]
-
-
-def test_persistent_loop_with_a_tile_of_its_own_is_not_hot() -> None:
-    """16 wgmma in the loop over keys, and 8 behind it in the loop over the work."""
-    inner = ["NOP", *STEP, *STEP, "@P0 BRA 0x10"]
-    loop, path = hot("NOP", *inner, *STEP, "@P1 BRA 0x0", "EXIT")
-    assert loop == path == list(range(1, 1 + len(inner)))
-
-
-def test_waits_rescale_and_fold_are_not_on_the_path_of_wgmma() -> None:
-    """A wait whose spinning is out of line, the rescaling of the accumulators where a maximum moved, and the fold."""
-    texts = [*STEP[:4], "SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [UR4], R2", "@!P1 BRA 0x140", "VOTE.ANY P2, P3"]
-    texts += ["@!P2 BRA 0xa0", "FMUL R24, R24, R3", "FMUL R25, R25, R3", *STEP[4:]]
-    texts += ["@P4 BRA 0x100", "BRA 0x120", "LDS.128 R4, [R2]", "STS.128 [R2], R4", "@P0 BRA 0x0", "EXIT"]
-    texts += ["SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [UR4], R2", "@!P1 BRA 0x140", "BRA 0x60"]
-    loop, path = hot(*texts)
-    assert loop == [*range(19), 20, 21, 22]
-    assert path == [*range(8), *range(10, 16), 18]
+# On hand-written listings.
 
 
 def test_figures_of_wgmma() -> None:
@@ -326,68 +241,23 @@ def test_scores_of_wgmma(head_dim: int, qk: str, scores: int) -> None:
     assert sass.scores_of_lane(head_dim, {opcode: 2 * count for opcode, count in tensor.items()}) == 2 * scores
 
 
-def test_conditional_jumps_that_carry_no_guard() -> None:
-    assert hot(QK, "BRA P4, 0x30", "FADD R1, R2, R3", "BRA.DIV ~URZ, 0x50", "@P0 BRA 0x0", "EXIT")[1] == [0, 1, 3, 4]
+def test_figures_of_block_scaled_kernels() -> None:
+    found = values(*block_scaled_kernel(), head_dim=128)
+    assert found["tensor"] == expected_tensor("sm120_fp4_fwd_nvfp4_d128") == {OMMA: 66}
+    # Jumps: over the mask, at the end of the keys, of the wait, of the vote, back.
+    assert (found["fma"], found["other"], found["xu"]) == (25, 5 + len(["NOP", "SYNCS", "VOTE"]), 0)
+    assert found["slots_per_score"] == round(33 / 64, 3) and found["loop"] == 66 + 33 + 64 + 35 + 3
+    assert (found["nop"], found["move"]) == (1, 35)
+    assert (found["service_tensor"], found["service_slots"], found["copy_slots"]) == (16, 4, 5)
+    assert values(*block_scaled_kernel(33), head_dim=128)["move"] == 64  # not all accumulators of a row: the mask
 
 
-@pytest.mark.parametrize(
-    "complaint, texts",
-    [
-        ("unknown opcode FROB", [QK, "FROB.X R1, R2", "@P0 BRA 0x0", "EXIT"]),
-        ("no jump to a known address", [QK, "BRX R2 -0x10", "@P0 BRA 0x0", "EXIT"]),
-        ("no target", [QK, "@P0 BRA `(.L_x_1)", "EXIT"]),
-        ("where no instruction is", [QK, "@P0 BRA 0x8", "EXIT"]),
-        ("continues elsewhere", ["BSSY B0, 0x40", QK, "BSYNC B0", "@P0 BRA 0x0", "EXIT"]),
-        ("two entries", ["@P0 BRA 0x20", QK, HMMA, "@P0 BRA 0x10", "EXIT"]),
-        ("calls a subroutine", [QK, "CALL.REL.NOINC 0x40", "@P0 BRA 0x0", "EXIT", "RET.REL.NODEC R20 0x0"]),
-    ],
-)
-def test_what_is_not_understood_is_refused(complaint: str, texts: list[str]) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        values(*texts)
-
-
-def with_table(text: str, *addresses: int) -> str:
-    words = " ".join(f"0x{x:08x}" for x in addresses)
-    return text.replace("\nResource usage:", f"\n.nv.constant2.kernel\n{words} \n\nResource usage:")
-
-
-def test_jumps_by_a_table() -> None:
-    """Each goes where its part of the table says; without a table, or by other means, nobody knows."""
-    texts = ["LDC R2, c[0x2][R1]", "BRX R2 -0x20", QK, "BRA 0x60", "LDC R4, c[0x2][R3+0x8]", "BRX R4 -0x60", HMMA]
-    texts += ["@P0 BRA 0x0", "EXIT"]
-    graph = Graph(*parse(with_table(listing(*texts), 0x20, 0x40, 0x60, 0x70))[0][3:])
-    targets = {block[-1].address // 16: next_ for block, next_ in zip(graph.blocks, graph.successors, strict=True)}
-    starts = [block[0].address // 16 for block in graph.blocks]
-    assert sorted(starts[i] for i in targets[1]) == [2, 4] and sorted(starts[i] for i in targets[5]) == [6, 7]
-    for faulty in (
-        listing(*texts),
-        with_table(listing("NOP", *texts[1:]), 0x20),
-        with_table(listing("BRX R2 -0x30"), 0),
-    ):
-        with pytest.raises(ValueError, match="no jump to a known address"):
-            Graph(*parse(faulty)[0][3:])
-
-
-def test_lines_are_not_dropped() -> None:
-    text = listing("MOV R1, R2", "NOP", "EXIT")
-    with pytest.raises(ValueError, match="an instruction is missing at 0x10"):
-        parse(re.sub(r".*/\*0010\*/.*\n", "", text))
-    with pytest.raises(ValueError, match="not understood"):
-        parse(text.replace("/*0010*/", "/*001x*/"))
-
-
-def test_functions_of_every_architecture_are_read() -> None:
-    functions = parse(listing("EXIT") + listing("NOP", "EXIT", architecture="sm_90"))
-    assert [(x.architecture, x.name, len(x.instructions)) for x in functions] == [
-        ("sm_80", "kernel", 1),
-        ("sm_90", "kernel", 2),
-    ]
-    assert functions[0].resources["REG"] == 40
-
-
-def test_no_opcode_is_in_two_pipes() -> None:
-    assert len(PIPE_OF) == sum(len(opcodes.split()) for opcodes in PIPES.values())
+@pytest.mark.parametrize(("name", "scores"), [("nvfp4_d128", 64), ("nvfp4_d64", 64), ("fp8_d128", 64), ("fp8_d64", 64)])
+def test_scores_of_block_scaled_kernels(name: str, scores: int) -> None:
+    """Of 16 rows and 128 keys; twice as many unrolled by two."""
+    tensor, head_dim = expected_tensor(f"sm120_fp4_fwd_{name}"), int(name.rpartition("_d")[2])
+    assert sass.scores_of_lane(head_dim, tensor) == scores
+    assert sass.scores_of_lane(head_dim, {opcode: 2 * count for opcode, count in tensor.items()}) == 2 * scores
 
 
 MIX = [
@@ -483,6 +353,15 @@ def test_absolute_faults() -> None:
     without = values(*STEP, "@P0 BRA 0x0", "EXIT", head_dim=128)
     assert "setmaxnreg" in absolute_faults({Unit("sm90", "sm90_fwd_wgmma_d128", "sm_90a"): without})[0]
 
+    def fp4(found: dict[str, Any]) -> list[str]:
+        return absolute_faults({Unit("sm120_fp4", "sm120_fp4_fwd_nvfp4_d128", "sm_120a"): found})
+
+    found = values(*block_scaled_kernel(), head_dim=128)
+    assert ["setmaxnreg" in x for x in fp4(found)] == [True]
+    found |= {"producer_registers": 120, "consumer_registers": 192}
+    assert fp4(found) == fp4(found | {"tensor": {OMMA: 132}}) == []
+    assert "expected 1 x" in fp4(found | {"tensor": {OMMA: 64}})[0]  # no column of ones
+
 
 def test_expected_tensor_instructions() -> None:
     assert expected_tensor("kv_stats_d64") == {}
@@ -491,6 +370,9 @@ def test_expected_tensor_instructions() -> None:
         "IGMMA.64x64x32.S8.S8": 8,
         "QGMMA.64x88x32.F32.E4M3.E4M3": 6,
     }
+    assert expected_tensor("sm120_fp4_fwd_nvfp4_d64") == {OMMA: 16 + 18}
+    assert expected_tensor("sm120_fp4_fwd_fp8_d128") == {OMMA: 32, QMMA_SF: 68}
+    assert expected_tensor("quantize_nvfp4_d128") == {}
     assert expected_tensor("sm89_fwd_fp8_d128") == {"IMMA.16832.S8.S8": 64, "QMMA.16832.F32.E4M3.E4M3": 68}
     assert expected_tensor("sm89_fwd_int4_fp8_f16acc_d256") == {
         "IMMA.16864.S4.S4": 32 + 8,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import random
 import re
-from dataclasses import dataclass, replace
+import statistics
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from simulate import Gpu
@@ -23,6 +26,7 @@ KINDS = {
     r"Q(MMA\.\d+|GMMA\.\d+x\d+x\d+)\.F32\.E4M3\.E4M3": "fp8",
     r"QMMA\.\d+\.F16\.E4M3\.E4M3": "fp8_f16acc",
     r"QMMA\.SF\.\d+\.F32\.E4M3\.E4M3\.E8": "mxfp8",
+    r"OMMA\.SF\.\d+\.F32\.E2M1\.E2M1\.UE4M3\.4X": "nvfp4",
 }
 """Tensor instructions, and what a GPU's rates call them."""
 
@@ -30,7 +34,10 @@ KINDS = {
 @dataclass(frozen=True)
 class Kernel:
     """A warp's tile, and what it issues for one. `maximum` of `alu` come before the lanes exchange their maxima, `fold`
-    of `fma` after P V; `rescale` is the share of tiles in which it waits until accumulators are at a new maximum."""
+    of `fma` after P V; `rescale` is the share of tiles in which it waits until accumulators are at a new maximum.
+    `service` and `service_tensor` are what other warps of the scheduler issue for it, `shared` what it and they read and
+    write of shared memory, in units of 128 bytes, and `copied` the bytes that a multiprocessor has of the L2 cache for the
+    tiles of all its warps."""
 
     name: str
     schedule: str
@@ -46,14 +53,18 @@ class Kernel:
     maximum: float
     fold: float
     rescale: float = 0.0
+    service: float = 0.0
+    service_tensor: dict[str, float] = field(default_factory=dict)
+    shared: float = 0.0
+    copied: float = 0.0
 
     @property
     def issue(self) -> float:
-        return self.xu + self.alu + self.fma + self.other
+        return self.xu + self.alu + self.fma + self.other + self.service
 
     @property
     def slots_per_score(self) -> float:
-        return self.issue * 32 / (self.rows * self.keys)
+        return (self.issue - self.service) * 32 / (self.rows * self.keys)
 
     @property
     def operations(self) -> float:
@@ -80,33 +91,38 @@ def operations_of(opcode: str) -> int:
     return 2 * 16 * 8 * int(re.search(r"\.168(\d\d)\.", opcode)[1])
 
 
-def is_qk(opcode: str) -> bool:
-    return kind_of(opcode) in ("int8", "int4") and ".U8." not in opcode
+def is_qk(opcode: str, tensor: dict[str, float]) -> bool:
+    """Whether this one of a kernel's tensor instructions is for Q K^T alone."""
+    kind = kind_of(opcode)
+    return kind in ("int8", "int4") and ".U8." not in opcode or kind == "nvfp4" and len(tensor) > 1
+
+
+def cycles_of(tensor: dict[str, float], gpu: Gpu) -> float:
+    return sum(count * operations_of(x) * 4 / gpu.tensor[kind_of(x)] for x, count in tensor.items())
 
 
 def tensor_cycles(kernel: Kernel, gpu: Gpu) -> tuple[float, float]:
     """Of Q K^T and of P V, for a tile."""
-    qk = pv = 0.0
-    for opcode, count in kernel.tensor.items():
-        cycles = count * operations_of(opcode) * 4 / gpu.tensor[kind_of(opcode)]
-        qk, pv = (qk + cycles, pv) if is_qk(opcode) else (qk, pv + cycles)
-    return (qk, pv) if qk else (pv / 2, pv / 2)  # FP8 for both
+    qk = cycles_of({x: count for x, count in kernel.tensor.items() if is_qk(x, kernel.tensor)}, gpu)
+    pv = cycles_of(kernel.tensor, gpu) - qk
+    return (qk, pv) if qk else (pv / 2, pv / 2)  # one format for both
 
 
 def peak_cycles(kernel: Kernel, gpu: Gpu) -> float:
     """Of a tile where the tensor cores do nothing but Q K^T and P V."""
-    kinds = {is_qk(opcode): gpu.tensor[kind_of(opcode)] for opcode in kernel.tensor}
+    kinds = {is_qk(opcode, kernel.tensor): gpu.tensor[kind_of(opcode)] for opcode in kernel.tensor}
     pv = kinds[False]
     return kernel.operations / 2 * 4 * (1 / kinds.get(True, pv) + 1 / pv)
 
 
 def pipe_cycles(kernel: Kernel, gpu: Gpu) -> dict[str, float]:
     return {
-        "tensor": sum(tensor_cycles(kernel, gpu)),
+        "tensor": sum(tensor_cycles(kernel, gpu)) + cycles_of(kernel.service_tensor, gpu),
         "xu": kernel.xu * gpu.xu_cycles,
         "alu": kernel.alu * gpu.alu_cycles,
         "fma": kernel.fma * gpu.fma_cycles,
         "issue": kernel.issue,
+        **({"shared": kernel.shared * gpu.shared_cycles} if kernel.shared else {}),
     }
 
 
@@ -134,12 +150,16 @@ def known_kernels() -> dict[str, Kernel]:
 
 def recorded(name: str, values: dict) -> Kernel:
     """A kernel of this library from its line in benchmarks/sass."""
-    family, head_dim = name.split("_")[0], int(name.rpartition("_d")[2])
+    family, head_dim = name.partition("_fwd")[0], int(name.rpartition("_d")[2])
     mix = {pipe: values[pipe] for pipe in ("xu", "alu", "fma")}
     mix["other"] = sum(values.get(pipe, 0) for pipe in ("memory", "uniform", "other"))
+    if family == "sm120_fp4":
+        return block_scaled(
+            Kernel(name, "mma_ahead", head_dim, 16, 128, 2, values["tensor"], **mix, maximum=56, fold=0), values
+        )
     if family == "sm90":
         keys, warps = (64, 2) if head_dim == 256 else (128, 3)
-        tiles = sum(values["tensor"][x] for x in values["tensor"] if is_qk(x)) / (head_dim // 32)
+        tiles = sum(values["tensor"][x] for x in values["tensor"] if is_qk(x, values["tensor"])) / (head_dim // 32)
         mix = {pipe: count / tiles for pipe, count in mix.items()}
         tensor = {opcode: count / tiles for opcode, count in values["tensor"].items()}
         return Kernel(name, "wgmma_halves", head_dim, 16, keys, warps, tensor, **mix, maximum=keys * 0.26, fold=0)
@@ -150,28 +170,51 @@ def recorded(name: str, values: dict) -> Kernel:
     return Kernel(name, "mma_sync", head_dim, rows, 64, 2, values["tensor"], **mix, maximum=maximum, fold=fold)
 
 
+def block_scaled(kernel: Kernel, values: dict, smooth_q: bool = True) -> Kernel:
+    """With what the service warps do for one of the eight math warps: they copy, and multiply Q's mean by K's two
+    planes. Of their four it is the one that copies: the scheduler that it is on is the last to be done."""
+    tiles = round(kernel.issue * 32 / (kernel.rows * kernel.keys) / values["slots_per_score"])  # unrolled
+    if tiles != 1:
+        raise ValueError(f"{kernel.name}: the model knows no unrolled loop, of {tiles} stages")
+    plane = kernel.keys * kernel.head_dim * 9 // 16  # a byte for two values, and one for the scale of 16
+    v = plane if len(kernel.tensor) == 1 else kernel.keys * kernel.head_dim
+    copied = plane * (1 + smooth_q) + v
+    corrections = kernel.keys // 8  # an access each, of the same bytes for all rows
+    tensor = {x: values["service_tensor"] / kernel.warps for x in kernel.tensor if kind_of(x) == "nvfp4" and smooth_q}
+    return replace(
+        kernel,
+        service=(values["copy_slots"] + smooth_q * values["service_slots"]) / kernel.warps,
+        service_tensor=tensor,
+        shared=(plane + v) / 128 + corrections + (copied + 2 * smooth_q * plane) / 128 / (4 * kernel.warps),
+        copied=copied,
+    )
+
+
 RUNS_ON = {
     "A100": ("sm80-sm_80",),
     "RTX 4090": ("sm80-sm_80", "sm89-sm_89"),
     "H100": ("sm90-sm_90a",),
-    "RTX 5090": ("sm120-sm_120a", "sm89-sm_120"),
+    "RTX 5090": ("sm120_fp4-sm_120a", "sm120-sm_120a", "sm89-sm_120"),
+    "RTX PRO 6000": ("sm120_fp4-sm_120a",),
 }
 
 
+def library_records(target: str, records: Path = RECORDS) -> list[tuple[Kernel, dict]]:
+    """The kernels of a family and architecture with tensor instructions, by the newest compiler, each with its line."""
+    versions = sorted(
+        records.glob(f"{target}-cuda*.json"), key=lambda path: [int(x) for x in re.findall(r"\d+", path.stem)]
+    )
+    kernels = json.loads(versions[-1].read_text())["kernels"] if versions else {}
+    return [(recorded(name, x), x) for name, x in kernels.items() if "tensor" in x]
+
+
 def library_kernels(gpu: str, records: Path = RECORDS) -> list[Kernel]:
-    """Those with tensor instructions, of the newest compiler; bfloat16 P takes as long as float16."""
-    result = []
-    for family in RUNS_ON[gpu]:
-        versions = sorted(
-            records.glob(f"{family}-cuda*.json"), key=lambda path: [int(x) for x in re.findall(r"\d+", path.stem)]
-        )
-        for path in versions[-1:]:
-            kernels = json.loads(path.read_text())["kernels"]
-            result += [recorded(name, x) for name, x in kernels.items() if "tensor" in x and "bf16" not in name]
-    return result
+    """Those that are meant for a GPU; bfloat16 P takes as long as float16."""
+    found = (kernel for target in RUNS_ON[gpu] for kernel, _ in library_records(target, records))
+    return [kernel for kernel in found if "bf16" not in kernel.name]
 
 
-# ---- the sm_90 kernel's rare work
+# ---- rare work
 
 
 def moving_share(seqlen: int, rows: int = 16, keys: int = 128) -> float:
@@ -179,6 +222,22 @@ def moving_share(seqlen: int, rows: int = 16, keys: int = 128) -> float:
     alike. The largest of n steps is as likely in each of them, so a row moves in step n with probability 1 / n."""
     steps = max(1, -(-seqlen // keys))
     return sum(1 - (1 - 1 / n) ** rows for n in range(1, steps + 1)) / steps
+
+
+@functools.cache
+def lazy_share(seqlen: int, rows: int, keys: int, headroom: float = 2.0) -> float:
+    """Likewise where a row moves only when a score is more octaves than this above the whole number of octaves that it
+    moved to, and scores are of N(0, 1), in 64 trials."""
+    chance, normal = random.Random(0), statistics.NormalDist(sigma=math.log2(math.e))
+    steps, moved = -(-seqlen // keys), 0
+    for _ in range(64):
+        references = [-math.inf] * rows
+        for _ in range(steps):
+            largest = [normal.inv_cdf(chance.random() ** (1 / keys)) for _ in range(rows)]
+            grown = [x > y + headroom for x, y in zip(largest, references)]
+            references = [math.ceil(x) if up else y for x, y, up in zip(largest, references, grown)]
+            moved += any(grown)
+    return moved / (64 * steps)
 
 
 def num_folds(steps: int, fold_every: int, tiles_per_step: int) -> int:
@@ -190,6 +249,8 @@ def num_folds(steps: int, fold_every: int, tiles_per_step: int) -> int:
 
 def at_seqlen(kernel: Kernel, seqlen: int) -> Kernel:
     """With the rescaling and the folds of a problem of this length. wgmma waits for the warp of its four that is last."""
+    if kernel.schedule == "mma_ahead":
+        return replace(kernel, rescale=2 * lazy_share(seqlen, kernel.rows, kernel.keys // 2))
     if kernel.schedule != "wgmma_halves":
         return kernel
     steps = -(-seqlen // kernel.keys)

@@ -14,9 +14,11 @@ import functools
 from dataclasses import replace
 from pathlib import Path
 
+import nvfp4
 from kernels import (
     Kernel,
     at_seqlen,
+    cycles_of,
     facts,
     gpus,
     known_kernels,
@@ -40,14 +42,17 @@ def program(kernel: Kernel, gpu: Gpu) -> list[Tensor | Latency | Vector]:
     exp = Vector(xu=k.xu, alu=k.alu - k.maximum, fma=k.fma - k.fold)
     if kernel.schedule == "wgmma_halves":
         first, half = Vector(alu=k.maximum, other=k.other / 4), exp.part(0.5) + Vector(other=k.other / 4)
-        rescale = Vector(fma=k.accumulators, xu=2, other=RESCALE_SLOTS - 2).part(k.rescale)
-        start = [Tensor(qk), Latency(60), first, shuffles, rescale, half, Tensor(pv / 2, awaited=False)]
+        start = [Tensor(qk), Latency(60), first, shuffles, _move(k), half, Tensor(pv / 2, awaited=False)]
         return [*start, half, Tensor(pv / 2), Latency(60), Vector(fma=k.fold, other=k.other / 4)]
     if kernel.schedule == "wgmma_whole":
         start = [Latency(40), Tensor(qk), Latency(60), Vector(alu=k.maximum, other=0.8 * k.other), shuffles]
         return [*start, exp + Vector(other=0.2 * k.other), Latency(20), Tensor(pv), Latency(60), Vector(fma=k.fold)]
     if kernel.schedule == "wgmma_pipelined":  # Q K^T of the next tile with P V of this one
         return [Tensor(qk + pv), Latency(60), Vector(alu=k.maximum), shuffles, exp + Vector(other=k.other), Latency(20)]
+    if kernel.schedule == "mma_ahead":  # Q K^T of the next half with P V of this one
+        make = (exp + Vector(other=k.other)).part(0.5)
+        largest = Vector(alu=k.maximum / 2), Latency(60), _move(k).part(0.5)
+        return [Tensor(qk / 2), make, Tensor(pv / 2), *largest] * 2
     if kernel.schedule == "mma_sync":
         start = [Tensor(qk), Latency(35), Vector(alu=k.maximum, other=0.3 * k.other), shuffles]
         exp += Vector(other=0.4 * k.other)
@@ -55,14 +60,31 @@ def program(kernel: Kernel, gpu: Gpu) -> list[Tensor | Latency | Vector]:
     raise ValueError(f"kernel {kernel.name}: no schedule {kernel.schedule}")
 
 
+def _move(kernel: Kernel) -> Vector:
+    """To a new maximum, in the share of tiles that have one."""
+    return Vector(fma=kernel.accumulators, xu=2, other=RESCALE_SLOTS - 2).part(kernel.rescale)
+
+
+def service_program(kernel: Kernel, gpu: Gpu) -> list[Tensor | Latency | Vector]:
+    """Of the warp that works for all others of its scheduler."""
+    if not kernel.service:
+        return []
+    return [
+        Tensor(cycles_of(kernel.service_tensor, gpu) * kernel.warps),
+        Latency(60),
+        Vector(other=kernel.service * kernel.warps),
+    ]
+
+
 @functools.cache
-def _simulated(steps: tuple, warps: int, gpu: Gpu) -> float:
-    return cycles_per_round(steps, warps, gpu)
+def _simulated(steps: tuple, warps: int, gpu: Gpu, service: tuple) -> float:
+    return cycles_per_round(steps, warps, gpu, service)
 
 
 def share_of_peak(kernel: Kernel, gpu: Gpu) -> float:
     """What the simulation says, without the factor that measurements give."""
-    return peak_cycles(kernel, gpu) / _simulated(tuple(program(kernel, gpu)), kernel.warps, gpu)
+    steps, service = tuple(program(kernel, gpu)), tuple(service_program(kernel, gpu))
+    return peak_cycles(kernel, gpu) / _simulated(steps, kernel.warps, gpu, service)
 
 
 def factors() -> dict[str, float]:
@@ -111,7 +133,8 @@ def kernel_rows(factor: dict[str, float], clock_ghz: float | None) -> list[tuple
             pipes, ideal, raw = pipe_cycles(kernel, gpu), peak_cycles(kernel, gpu), share_of_peak(kernel, gpu)
             bound, predicted = max(pipes, key=pipes.get), raw * factor[gpu.name]
             tflops = predicted * peak_tflops(kernel, gpu) * (clock_ghz or gpu.clock_ghz) / gpu.clock_ghz
-            cells = (f"{slots:.2f}", *(f"{x:.0f}" for x in (ideal, *pipes.values())))
+            shown = (pipes[x] for x in ("tensor", "xu", "alu", "fma", "issue"))
+            cells = (f"{slots:.2f}", *(f"{x:.0f}" for x in (ideal, *shown)))
             shares = f"{bound} {ideal / pipes[bound]:.2f}", f"{raw:.2f}", f"{predicted:.1%}", f"{tflops:.0f}"
             rows.append((gpu.name, kernel.name, *cells, *shares))
     return rows
@@ -141,10 +164,19 @@ def report(clock_ghz: float | None = None) -> str:
     kernel_head = "GPU|kernel|slots|peak|tensor|xu|alu|fma|issue|bound|simulated|predicted|TFLOPS"
     known_head = "GPU|kernel|slots|peak TFLOPS|simulated|predicted|measured|TFLOPS|measured|by|error"
     seqlen_head = "kernel|seqlen|warp moves|group moves|slots|+ moves|+ folds|moves cost|predicted"
+    nvfp4_head = (
+        "GPU|kernel|smooth_q|QMMA|slots|peak|tensor|xu|issue|shared|bound|simulated|peak TFLOPS|low|high|L2 TB/s"
+    )
+    call_head = "kernel|keys|moved MB|kernel us|quantize us|from L2|fill|kernel TFLOPS|call TFLOPS|outside"
+    call_head += "|upstream kernel|call|outside"
     parts = {
         "Known figures; head_dim 128 where the name has none": table(known_head, known_rows(factor)),
         f"Cycles per tile, {SEQLENS[-1]} keys; {clocks}": table(kernel_head, kernel_rows(factor, clock_ghz)),
         "H100 by length, where scores are independent of each other": table(seqlen_head, seqlen_rows(factor)),
+        f"NVFP4 by what is not known, {SEQLENS[-1]} keys": table(
+            nvfp4_head, nvfp4.bound_rows(factor, share_of_peak, SEQLENS[-1])
+        ),
+        "Whole calls on an RTX 5090, batch 4, 32 heads": table(call_head, nvfp4.call_rows(share_of_peak, SEQLENS)),
     }
     return "\n\n".join(f"{title}\n{text}" for title, text in parts.items())
 

@@ -179,15 +179,14 @@ static float e4m3_at_most(float x) {
   return std::max(x, std::nearbyint(x / step) * step);
 }
 
-// With NVFP4 Q and K, e4m3 P is relative to whole octaves, too: up to 256, as e4m3's largest value is 448. Below 16
-// small probabilities, from 2^-10 of the largest on, would be subnormal.
+// With NVFP4 Q and K, P is relative to whole octaves: p_max is up to the largest power of two that its format holds, 448
+// or 448 * 6. Below 16 small probabilities, from 2^-10 of the largest on, would be subnormal.
 static Status check_octaves(Recipe const& r) {
   int exponent;
-  SAGE_SUPPORT(
-      std::frexp(r.p_max, &exponent) == .5f && r.p_max >= 16.f && r.p_max <= 256.f,
-      "the CUDA kernels for pv fp8_e4m3 with qk nvfp4 serve recipe field p_max a power of two in [16, 256] only, "
-      "got %g",
-      r.p_max);
+  float const largest = r.pv == PvFormat::kNvfp4 ? 2048.f : 256.f;
+  SAGE_SUPPORT(std::frexp(r.p_max, &exponent) == .5f && r.p_max >= 16.f && r.p_max <= largest,
+               "the CUDA kernels for pv %s with qk nvfp4 serve recipe field p_max a power of two in [16, %g] only, got %g",
+               name_of(r.pv, kPvFormats), largest, r.p_max);
   return {};
 }
 
@@ -215,26 +214,17 @@ static Status check_fp8(Recipe const& r) {
   return {};
 }
 
-// What P and V are scaled to where a kernel serves one value alone.
-struct Maxima {
-  float p, v;
-};
-
-// NVFP4 P is relative to whole octaves: 2048 is the largest power of two that the format holds (448 * 6 = 2688).
-static Maxima only_maxima(PvFormat pv) {
-  switch (pv) {
-    case PvFormat::kInt8: return {255.f, 127.f};
-    case PvFormat::kNvfp4: return {2048.f, 0.f};
-    default: return {1.f, 0.f};
-  }
-}
-
 static Status check_scales(Recipe const& r) {
   if (r.pv == PvFormat::kFp8E4m3) return check_fp8(r);
-  Maxima const only = only_maxima(r.pv);
-  SAGE_SUPPORT(r.p_max == only.p && r.v_max == only.v,
+  if (r.pv == PvFormat::kNvfp4) {
+    SAGE_SUPPORT(r.v_max == 0.f, "the CUDA kernels for pv nvfp4 serve recipe field v_max 0 only, got %g", r.v_max);
+    return check_octaves(r);
+  }
+  bool const integer = r.pv == PvFormat::kInt8;
+  float const p_max = integer ? 255.f : 1.f, v_max = integer ? 127.f : 0.f;
+  SAGE_SUPPORT(r.p_max == p_max && r.v_max == v_max,
                "the CUDA kernels for pv %s serve recipe fields p_max %g, v_max %g only, got %g, %g",
-               name_of(r.pv, kPvFormats), only.p, only.v, r.p_max, r.v_max);
+               name_of(r.pv, kPvFormats), p_max, v_max, r.p_max, r.v_max);
   return {};
 }
 

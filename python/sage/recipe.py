@@ -19,6 +19,7 @@ _ALLOWED = {
         "sage2pp",
         "sage2_int4",
         "sage3",
+        "sage3_fp8",
         "sagebwd",
         "int16",
         "sage1@cpu",
@@ -61,13 +62,15 @@ class Recipe:
         block_q: query rows per tile: what "block" and "warp" scales and the smoothing of Q refer to.
         block_k: keys per online-softmax step; integer P has one scale per row and step. The kernels for sm_90 take two
             steps at once up to head_dim 128.
-        p_max: what the largest probability maps to: of the row and step for integer P, of the row so far otherwise.
+        p_max: what the largest probability maps to: of the row and step for integer P, of the row so far otherwise,
+            which NVFP4 P, and FP8 P with NVFP4 Q and K, takes rounded up to a power of two.
         v_max: what the largest |v| of a scale group maps to; 0 where V is not scaled.
         v_granularity: scale V per "channel" over the sequence, or one scale per "block" of block_k keys.
         fold_every: steps of block_k keys between two folds of `pv_accum`; 1 where nothing is folded.
         key_order: in which order a row meets the steps: "forward", or "reverse", from the last key. Keys that come
             before the row's largest score are rounded relative to a smaller one, that is, finer.
-        p_two_level: scale P to p_max before it is cut into 1x16 blocks (SageAttention3 section 3.2).
+        p_two_level: scale P to p_max before it is cut into 1x16 blocks (SageAttention3 section 3.2); without, P is at
+            most 1.
         smooth_q: subtract the mean of each block_q rows of Q; its product with K is added back to the scores.
         smooth_k: subtract the mean of K over the sequence; softmax does not see it, and the LSE is corrected for it.
         smooth_v: subtract the mean of V over the sequence and add it back to the output.
@@ -200,6 +203,19 @@ def _presets() -> dict[str, Recipe]:
     cpu = Recipe(
         "int16", qk="int16", qk_granularity="token", pv="int16", pv_accum="int32", block_k=128, p_max=8191, v_max=2047
     )
+    sage3 = Recipe(
+        "sage3",
+        qk="nvfp4",
+        qk_granularity="1x16",
+        pv="nvfp4",
+        pv_accum="fp32",
+        # P may become 448 * 6, the largest ue4m3 scale times the largest e2m1 value: a row's maximum grows by two octaves
+        # and more until a kernel has to move what P is relative to.
+        p_max=512,
+        key_order="reverse",
+        p_two_level=True,
+        smooth_q=True,
+    )
     recipes = [
         sage1,
         sage1.replace(name="sage1_int8", pv="int8", pv_accum="int32", p_max=255, v_max=127),
@@ -207,18 +223,8 @@ def _presets() -> dict[str, Recipe]:
         # Largest sum of 64 products in fp16: 64 * 112 * 9 = 64512 < 65504 (SageAttention2++, section 3).
         sage2.replace(name="sage2pp", pv_accum="fp16+fp32", p_max=112, v_max=9),
         sage2.replace(name="sage2_int4", qk="int4", smooth_q=True),
-        # 2688 = 448 * 6: the largest ue4m3 scale times the largest e2m1 value.
-        Recipe(
-            "sage3",
-            qk="nvfp4",
-            qk_granularity="1x16",
-            pv="nvfp4",
-            pv_accum="fp32",
-            block_k=128,
-            p_max=2688,
-            p_two_level=True,
-            smooth_q=True,
-        ),
+        sage3,
+        sage3.replace(name="sage3_fp8", pv="fp8_e4m3", p_max=128, v_max=448, p_two_level=False),
         Recipe(
             "sagebwd",
             qk="int8",
@@ -264,6 +270,25 @@ approximate_exp raises the error of sage2 by up to 2 % on the inputs of tests/di
 ones), and under such a sink by .5 %, 1.2 or 1.8 % where its scores are only 10 or 8 above the mean. Where the sink comes
 first in the order of the keys, as the last key in "reverse" or as the first in "forward", it is 40 % (35 and 3 %): then
 the others' P are subnormal numbers of e4m3, which lie on another line.
+
+NVFP4 Q and K, likewise, but with the sink's V and that of the 15 keys after it a fiftieth of the others':
+
+| recipe                        | first | last  |
+|-------------------------------|-------|-------|
+| sage3, p_max 512, reverse     | .1056 | .1141 |
+| sage3, p_max 2048, reverse    | .1056 | .1062 |
+| sage3, p_max 512, forward     | .1141 | .1056 |
+| sage3_fp8, p_max 128, reverse | .0609 | .0765 |
+| sage3_fp8, p_max 256, reverse | .0609 | .0654 |
+| sage3_fp8, p_max 128, forward | .0765 | .0609 |
+
+A larger p_max makes kernels move what P is relative to more often: each time a row's maximum has grown by .4 to 1.4
+octaves for 2048 (256: .8 to 1.8), by 2.4 to 3.4 for 512 (128: 1.8 to 2.8), which is when P would leave its format. Until
+then P is larger than here, and as good or better.
+
+Where the sink's V alone is small, it shares the scale of a block of V with others and becomes 0: with V that counts for
+nothing beside the others' .061 for sage3_fp8 is .98 for sage3, in either order. P has a range
+of 16 octaves in either recipe.
 """
 
 

@@ -94,7 +94,11 @@ CUDA_BUGS = {
     "LSE of packed sequences at the first one's place": Bug(
         "attention/mma_sync_fwd.cuh", "place.head * p.total_q + sequence.row_q + row", "place.head * p.total_q + row"
     ),
-    "stride of the mask's keys": Bug("tile/mask_scores.h", "e == 0 ? next : 7 * next", "e == 0 ? next : 6 * next"),
+    "stride of the mask's keys": Bug(
+        "tile/mask_scores.h",
+        "(Columns::key(n + e, 1 - e) - Columns::key(n, e)) * next",
+        "(Columns::key(n + e, 1 - e) - Columns::key(n, e) - e) * next",
+    ),
     "additive mask not in base 2 (CUDA)": Bug("tile/mask_scores.h", "  value *= kLog2e;\n", ""),
     "integer P beyond 1": Bug(
         "attention/mma_sync_fwd.cuh",
@@ -131,17 +135,17 @@ CUDA_BUGS = {
     "tiles of packed sequences overlap": Bug(
         "common/quant_format.h", "first_row / kTileRows + b :", "first_row / kTileRows :"
     ),
-    "LSE not corrected for the mean of K (CUDA)": Bug("quantize/q_tile.h", "= p.softmax_scale * dot;", "= 0.f;"),
+    "LSE not corrected for the mean of K (CUDA)": Bug("quantize/q_rows.h", "= p.softmax_scale * dot;", "= 0.f;"),
     "mean of K over the padded length": Bug(
         "quantize/kv_stats.cuh", "static_cast<float>(sequence.seqlen_k);", "static_cast<float>(p.sequences.seqlen_k);"
     ),
     "mean of K not subtracted in the first tile": Bug(
-        "quantize/k_tile.h",
+        "quantize/k_rows.h",
         "y[j][c] - shared.mean[channel + c] :",
         "y[j][c] - (place.first_row ? shared.mean[channel + c] : 0.f) :",
     ),
     "mean of K of another head": Bug(
-        "quantize/q_tile.h",
+        "quantize/q_rows.h",
         "place.batch, place.head / (p.num_heads_q / p.num_heads_kv))",
         "place.batch, 0)",
     ),
@@ -149,7 +153,7 @@ CUDA_BUGS = {
         "quantize/tiles.h", "if (i < p.stats_chunks) take", "if (i + 1 < p.stats_chunks || i == 0) take"
     ),
     "sign of softmax_scale lost": Bug(
-        "quantize/q_tile.h", "p.softmax_scale < 0.f ? -scale.inverse : scale.inverse", "scale.inverse"
+        "quantize/q_rows.h", "p.softmax_scale < 0.f ? -scale.inverse : scale.inverse", "scale.inverse"
     ),
     "largest magnitude maps to 128": Bug("quantize/tiles.h", "kInt8 ? 127.f : 7.f", "kInt8 ? 128.f : 7.f"),
     "largest magnitude of half of the channels": Bug(
@@ -191,13 +195,13 @@ CUDA_BUGS = {
         "quantize/kv_stats.cuh", "p.seqlens_k[batch] =", "p.seqlens_k[0 * batch] ="
     ),
     "tiles of K launched with those of Q": Bug(
-        "quantize/quantize_qkv.cuh",
+        "quantize/tile_grid.h",
         "return p.k_out ? Place::num_blocks(p.k_tiles, p.batch, p.num_heads_kv) : 0;",
         "return Place::num_blocks(p.k_tiles, p.batch, p.num_heads_kv);",
         "api_steps",
     ),
     "tiles of Q launched with those of K": Bug(
-        "quantize/quantize_qkv.cuh",
+        "quantize/tile_grid.h",
         "return p.q_out ? Place::num_blocks(p.q_tiles, p.batch, p.num_heads_q) : 0;",
         "return Place::num_blocks(p.q_tiles, p.batch, p.num_heads_q);",
         "api_steps",

@@ -6,7 +6,7 @@ from .bug import Bug
 
 FWD = "attention/mma_sync_fwd.cuh"
 FP8 = "tile/pv_accumulator_fp8.h"
-V_TILE = "quantize/v_tile.h"
+V_TILE, V_SCALE = "quantize/v_tile.h", "quantize/v_scale.h"
 FP32 = "sm89_fwd_fp8_d64"
 FP16 = "sm89_fwd_fp8_f16acc_d64"
 
@@ -29,12 +29,12 @@ CUDA_BUGS = {
         FWD, "seen ? x : 0.f, seen ? y : 0.f", "seen || v_mean ? x : 0.f, seen ? y : 0.f", FP32
     ),
     "mean of V over the padded length": Bug(
-        V_TILE, "sum / static_cast<float>(seqlen_k)", "sum / static_cast<float>(p.sequences.seqlen_k)", FP32
+        V_SCALE, "sum / static_cast<float>(seqlen_k)", "sum / static_cast<float>(p.sequences.seqlen_k)", FP32
     ),
     "mean of V not subtracted": Bug(V_TILE, "y[j][c] -= shared.mean[channel + c];", "{}", FP32),
-    "smallest V not in the scale": Bug(V_TILE, "arch::max_nan(amax - mean, mean - low)", "amax - mean", FP32),
+    "smallest V not in the scale": Bug(V_SCALE, "arch::max_nan(amax - mean, mean - low)", "amax - mean", FP32),
     "largest V not in the scale": Bug(
-        V_TILE, "arch::max_nan(amax - mean, mean - low)", "mean - low", "sm80_fwd_int8_d64"
+        V_SCALE, "arch::max_nan(amax - mean, mean - low)", "mean - low", "sm80_fwd_int8_d64"
     ),
     "rows beyond the sequence in the extremes of V": Bug(
         "quantize/kv_stats.cuh",
@@ -86,7 +86,7 @@ CUDA_BUGS = {
     "fold slot given back before it is read": Bug(
         FWD, "    arch::sync_block();  // all threads have read theirs\n", "", FP16
     ),
-    "fold slots not cleared": Bug("quantize/quantize_qkv.cuh", "p.fold_busy[i] = 0;", "p.fold_busy[i] = i % 2;", FP16),
+    "fold slots not cleared": Bug("quantize/tile_grid.h", "p.fold_busy[i] = 0;", "p.fold_busy[i] = i % 2;", FP16),
     "two blocks in a fold slot": Bug(
         FWD,
         "while (arch::exchange(&p.fold_busy[slot], 1)) {",

@@ -7,6 +7,7 @@ from .bug import Bug
 FWD = "attention/mma_sync_fwd.cuh"
 FORMAT = "common/quant_format.h"
 Q_TILE, K_TILE, V_TILE, TILES = "quantize/q_tile.h", "quantize/k_tile.h", "quantize/v_tile.h", "quantize/tiles.h"
+Q_ROWS, K_ROWS = "quantize/q_rows.h", "quantize/k_rows.h"
 Q_MEAN = "tile/q_mean.h"
 INT4 = "sm80_fwd_int4_f16_d64"
 INT4_WIDE = "sm80_fwd_int4_f16_d128"
@@ -56,7 +57,9 @@ CUDA_BUGS = {
     "channels of V for wgmma in another order": Bug(
         V_TILE, "v8_wgmma_offset(key(0), channel + c)", "v8_wgmma_offset(key(0), channel + (c ^ 1))", "quantizers"
     ),
-    "V put elsewhere than it is read": Bug(V_TILE, "chunk_place(offset / 16) * 16", "offset / 16 * 16", "quantizers"),
+    "V put elsewhere than it is read": Bug(
+        "quantize/shared_tile.h", "chunk_place(offset / 16) * 16", "offset / 16 * 16", "quantizers"
+    ),
     # INT4.
     "largest magnitude maps to 8": Bug(TILES, "kInt8 ? 127.f : 7.f", "kInt8 ? 127.f : 8.f", INT4),
     "low half of a byte has the odd channel": Bug(
@@ -93,32 +96,32 @@ CUDA_BUGS = {
         INT4_WIDE,
     ),
     # Smoothing of Q.
-    "mean of Q over 128 rows": Bug(Q_TILE, "num_rows < kQTileRows ? num_rows : kQTileRows", "kQTileRows", INT4),
+    "mean of Q over 128 rows": Bug(Q_ROWS, "num_rows < kQTileRows ? num_rows : kQTileRows", "kQTileRows", INT4),
     "mean of half of the slots": Bug(
-        Q_TILE, "slot < kSlots; ++slot)\n          mean", "slot < kSlots / 2; ++slot)\n          mean", INT4
+        Q_ROWS, "slot < kSlots; ++slot)\n          mean", "slot < kSlots / 2; ++slot)\n          mean", INT4
     ),
-    "mean of Q not subtracted": Bug(Q_TILE, "y[c] - shared.q_mean[Lanes::channel() + c] : 0.f", "y[c] : 0.f", INT4),
+    "mean of Q not subtracted": Bug(Q_ROWS, "y[c] - shared.q_mean[Lanes::channel() + c] : 0.f", "y[c] : 0.f", INT4),
     "mean of Q subtracted twice": Bug(
-        Q_TILE,
+        Q_ROWS,
         "y[c] - shared.q_mean[Lanes::channel() + c] : 0.f",
         "y[c] - 2.f * shared.q_mean[Lanes::channel() + c] : 0.f",
         INT4,
     ),
     "no barrier before the sums of Q are read": Bug(
-        Q_TILE, "arch::sync_block();  // the sums of all slots", "// the sums of all slots", INT4
+        Q_ROWS, "arch::sync_block();  // the sums of all slots", "// the sums of all slots", INT4
     ),
     "no barrier before the mean of Q is read": Bug(
-        Q_TILE, "arch::sync_block();  // the mean of all", "// the mean of all", INT4
+        Q_ROWS, "arch::sync_block();  // the mean of all", "// the mean of all", INT4
     ),
     "digits of the mean of Q do not carry": Bug(Q_TILE, "(code + kCarry) ^ kCarry", "code", INT4),
     "last digit of the mean of Q missing": Bug(Q_TILE, "digit < 4; ++digit", "digit < 3; ++digit", INT4),
     "digits of the mean of Q overlap": Bug(Q_TILE, "codes[c] >>= 4;", "codes[c] >>= 3;", INT4),
     "scale of the mean of Q without softmax_scale": Bug(
-        Q_TILE, "place.tile] = scale.scale * log2_scale(p)", "place.tile] = scale.scale", INT4
+        Q_TILE, "place.tile] = scale.scale * QRows::log2_scale(p)", "place.tile] = scale.scale", INT4
     ),
     "sign of softmax_scale lost in the mean of Q": Bug(
         Q_TILE,
-        "fmaf(y[c], signed_inverse(p, scale), arch::kRounder)",
+        "fmaf(y[c], QRows::signed_inverse(p, scale), arch::kRounder)",
         "fmaf(y[c], scale.inverse, arch::kRounder)",
         INT4,
     ),
@@ -194,12 +197,12 @@ CUDA_BUGS = {
         INT4,
     ),
     "signs of other channels in the rotation": Bug(TILES, "x[c] *= signs[channel() + c];", "x[c] *= signs[c];", INT4),
-    "K not rotated": Bug(K_TILE, "        Lanes::rotate(y[j], shared.signs);\n", "        {}\n", INT4),
+    "K not rotated": Bug(K_ROWS, "        Lanes::rotate(y[j], shared.signs);\n", "        {}\n", INT4),
     "Q not rotated": Bug(
-        Q_TILE, "      if (p.hadamard) Lanes::rotate(y, shared.signs);\n    }\n  }\n", "    }\n  }\n", INT4
+        Q_ROWS, "      if (p.hadamard) Lanes::rotate(y, shared.signs);\n    }\n  }\n", "    }\n  }\n", INT4
     ),
     "mean of Q not rotated": Bug(
-        Q_TILE, "    if (p.hadamard) Lanes::rotate(y, shared.signs);\n    Scale", "    Scale", INT4
+        Q_ROWS, "    if (p.hadamard) Lanes::rotate(y, shared.signs);\n  }\n\n  // Of", "  }\n\n  // Of", INT4
     ),
     "rotation changes lengths": Bug(TILES, "kHadamardFactor<kHeadDim> * hadamard_sign(c)", "hadamard_sign(c)", INT4),
 }

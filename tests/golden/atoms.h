@@ -9,16 +9,19 @@
 #include <cute/tensor.hpp>
 #include <type_traits>
 
+#include "arch/block_scaled.h"
+#include "arch/bulk_copy.h"
+#include "arch/convert.h"
 #include "common/quant_format.h"
 
 namespace golden {
 
 // What a 32-bit word of a register holds.
-enum class Content { kBits, kF16, kBF16, kE4M3, kF32, kUE8M0 };
+enum class Content { kBits, kF16, kBF16, kE4M3, kF32, kUE4M3, kUE8M0 };
 
 // How much of the recorded result an emulated one must reproduce. kF32: within 2^-20 of the largest magnitude among the
-// accumulators and results of the instruction, as the order and the alignment of the sum are the hardware's business;
-// kFp22: within 2^-11 of it, the accumulator of FP8 instructions having 13 fraction bits.
+// accumulators (in, from word kFirstC on) and results of the instruction, as the order and the alignment of the sum are
+// the hardware's business; kFp22: within 2^-11 of it, the accumulator of FP8 instructions having 13 fraction bits.
 enum class Accuracy { kBitwise, kF32, kFp22 };
 
 template <class T>
@@ -44,7 +47,7 @@ struct MmaCase : WarpCase {
   using Traits = cute::MMA_Traits<Op>;
   static constexpr int kA = sizeof(typename Op::ARegisters) / 4, kB = sizeof(typename Op::BRegisters) / 4,
                        kC = sizeof(typename Op::CRegisters) / 4;
-  static constexpr int kIn = kA + kB + kC, kOut = sizeof(typename Op::DRegisters) / 4;
+  static constexpr int kFirstC = kA + kB, kIn = kFirstC + kC, kOut = sizeof(typename Op::DRegisters) / 4;
   static constexpr Accuracy kAccuracy = !std::is_same<typename Traits::ValTypeD, float>::value ? Accuracy::kBitwise
                                         : std::is_same<typename Traits::ValTypeA, cutlass::float_e4m3_t>::value
                                             ? Accuracy::kFp22
@@ -79,13 +82,13 @@ struct MmaCase : WarpCase {
 template <class Op>
 struct ScaledMmaCase : WarpCase {
   using Traits = cute::MMA_Traits<Op>;
-  static constexpr int kA = 4, kB = 2, kC = 4, kOperands = kA + kB + kC;
+  static constexpr int kA = 4, kB = 2, kC = 4, kFirstC = kA + kB, kOperands = kFirstC + kC;
   static constexpr int kIn = kOperands + 2, kOut = 4;
   static constexpr Accuracy kAccuracy = Accuracy::kF32;
   static_assert(sizeof(typename Op::ARegisters) == 4 * kA && sizeof(typename Op::SFARegisters) == 1);
 
   static constexpr Content content(int word) {
-    return word < kA + kB ? Content::kE4M3 : word < kOperands ? Content::kF32 : Content::kUE8M0;
+    return word < kFirstC ? Content::kE4M3 : word < kOperands ? Content::kF32 : Content::kUE8M0;
   }
 
   CUTE_DEVICE static void run(uint32_t const* in, uint32_t* out, char*) {
@@ -107,6 +110,44 @@ struct ScaledMmaCase : WarpCase {
   CUTE_DEVICE static auto scales(uint8_t* scale) {  // the same for all 32 elements along K
     return cute::make_tensor(cute::recast_ptr<typename Traits::ValTypeSF>(scale),
                              cute::Layout<cute::Shape<cute::_32>, cute::Stride<cute::_0>>{});
+  }
+};
+
+// in: the words of A, B and C and a word with the scales of 4 blocks of A and of B; out: those of D. All lanes bring
+// scales; which of these count is the instruction's business.
+template <int kThreadB>
+struct Nvfp4MmaCase : WarpCase {
+  static constexpr int kA = 4, kB = 2, kC = 4, kFirstC = kA + kB, kOperands = kFirstC + kC;
+  static constexpr int kIn = kOperands + 2, kOut = 4;
+  static constexpr Accuracy kAccuracy = Accuracy::kF32;
+
+  static constexpr Content content(int word) {
+    return word < kFirstC ? Content::kBits : word < kOperands ? Content::kF32 : Content::kUE4M3;
+  }
+
+  CUTE_DEVICE static void run(uint32_t const* in, uint32_t* out, char*) {
+#if !defined(__CUDA_ARCH__) || defined(CUTE_ARCH_MXF4NVF4_4X_UE4M3_MMA_ENABLED)
+    uint32_t a[kA];
+    float c[kC], d[kOut];
+    memcpy(a, in, sizeof(a));
+    memcpy(c, in + kFirstC, sizeof(c));
+    sage::arch::mma_nvfp4<kThreadB>(d, a, in[kA], in[kA + 1], c, in[kOperands], in[kOperands + 1]);
+    memcpy(out, d, sizeof(d));
+#endif
+  }
+};
+
+// in: 8 floats; out: their e2m1 codes in a word.
+struct RoundToE2m1Case : WarpCase {
+  static constexpr int kIn = 8, kOut = 1;
+  static constexpr Accuracy kAccuracy = Accuracy::kBitwise;
+
+  static constexpr Content content(int) { return Content::kF32; }
+
+  CUTE_DEVICE static void run(uint32_t const* in, uint32_t* out, char*) {
+    float x[kIn];
+    memcpy(x, in, sizeof(x));
+    *out = sage::arch::round_to_e2m1x8(x);
   }
 };
 
@@ -180,7 +221,7 @@ struct WgmmaCase {
   static constexpr int kSharedBytes = kBytesA + kRowsB * kRowBytes;
   static constexpr int kA = kRowsA * kRowBytes / 4 / kLanes, kB = kRowsB * kRowBytes / 4 / kLanes;
   static constexpr int kOut = kRowsA * kRowsB / kLanes;
-  static constexpr int kIn = kA + kB + (kAInRegisters ? kOut : 0);
+  static constexpr int kFirstC = kA + kB, kIn = kFirstC + (kAInRegisters ? kOut : 0);
   static constexpr Accuracy kAccuracy =
       std::is_same<typename Traits::ValTypeC, float>::value ? Accuracy::kFp22 : Accuracy::kBitwise;
   static_assert(sizeof(A) == 1 && sizeof(B) == 1 && sizeof(typename Op::CRegisters) == 4 * kOut);
@@ -274,8 +315,8 @@ struct BulkCopyCase : WarpCase {
         int const shift = round == 0 ? kRowBytes : 0;
         Barrier::wait(empty, round ^ 1);  // the first time nobody reads
         Barrier::arrive_and_expect_tx(full, kRows * kRowBytes);
-        cute::SM90_BULK_COPY_G2S::copy(rows + shift, full, smem, kLast);
-        cute::SM90_BULK_COPY_G2S::copy(rows + (kLast + shift) % (kRows * kRowBytes), full, smem + kLast, kRowBytes);
+        sage::arch::bulk_copy(smem, rows + shift, kLast, *full);
+        sage::arch::bulk_copy(smem + kLast, rows + (kLast + shift) % (kRows * kRowBytes), kRowBytes, *full);
       }
       Barrier::wait(full, round);
       memcpy(out + 4 * round, smem + (threadIdx.x * 11 + 7) % kRows * kRowBytes, kRowBytes);
@@ -283,6 +324,9 @@ struct BulkCopyCase : WarpCase {
     }
   }
 };
+
+using Mxfp8 = cute::SM120::BLOCKSCALED::SM120_16x8x32_TN_VS<cute::float_e4m3_t, cute::float_e4m3_t, float,
+                                                            cute::float_ue8m0_t, 32>;
 
 // visitor.visit<Case>(name) for every case. A name begins with SMxy: the first architecture that has the instruction.
 template <class Visitor>
@@ -310,9 +354,12 @@ void visit_cases(Visitor& visitor) {
   SAGE_GOLDEN_CASE(CpAsyncCase, SM80_CP_ASYNC_CACHEALWAYS_ZFILL<cute::uint128_t>);
   SAGE_GOLDEN_CASE(CpAsyncCase, SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>);
 #undef SAGE_GOLDEN_CASE
-  using Mxfp8 = cute::SM120::BLOCKSCALED::SM120_16x8x32_TN_VS<cute::float_e4m3_t, cute::float_e4m3_t, float,
-                                                              cute::float_ue8m0_t, 32>;
   visitor.template visit<ScaledMmaCase<Mxfp8>>("SM120_16x8x32_F32E4M3E4M3F32_TN_VS32_UE8M0");
+  visitor.template visit<Nvfp4MmaCase<0>>("SM120_16x8x64_F32E2M1E2M1F32_TN_VS16_UE4M3_THREAD0");
+  visitor.template visit<Nvfp4MmaCase<1>>("SM120_16x8x64_F32E2M1E2M1F32_TN_VS16_UE4M3_THREAD1");
+  visitor.template visit<Nvfp4MmaCase<2>>("SM120_16x8x64_F32E2M1E2M1F32_TN_VS16_UE4M3_THREAD2");
+  visitor.template visit<Nvfp4MmaCase<3>>("SM120_16x8x64_F32E2M1E2M1F32_TN_VS16_UE4M3_THREAD3");
+  visitor.template visit<RoundToE2m1Case>("SM120_CVT_RN_SATFINITE_E2M1X2_F32");
   visitor.template visit<WgmmaCase<cute::SM90_64x128x32_S32S8S8_SS_TN, 128>>("SM90_64x128x32_S32S8S8_SS_TN_SW128");
   visitor.template visit<WgmmaCase<cute::SM90_64x64x32_S32S8S8_SS_TN, 64>>("SM90_64x64x32_S32S8S8_SS_TN_SW64");
   visitor.template visit<WgmmaCase<cute::SM90_64x64x32_F32E4M3E4M3_RS_TN<>, 64>>(

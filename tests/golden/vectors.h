@@ -42,10 +42,11 @@ struct Random {
       case Content::kF16: return random_float((*this)(), 5, 10, 8) | random_float((*this)(), 5, 10, 8) << 16;
       case Content::kBF16: return random_float((*this)(), 8, 7, 8) | random_float((*this)(), 8, 7, 8) << 16;
       case Content::kF32: return random_float((*this)(), 8, 23, 12);
-      case Content::kE4M3: {
+      case Content::kE4M3:
+      case Content::kUE4M3: {
         uint32_t word = 0;
         for (int i = 0; i < 4; ++i) word = word << 8 | random_float((*this)(), 4, 3, 8);
-        return word;
+        return content == Content::kE4M3 ? word : word & 0x7f7f7f7f;
       }
       case Content::kUE8M0: return 123 + (*this)() % 8;
       default: return (*this)();

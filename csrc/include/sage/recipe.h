@@ -28,8 +28,8 @@ struct Recipe {
   PvAccum pv_accum = PvAccum::kInt32;
   int32_t block_q = 128;  // query rows of a tile: what kBlock scales refer to
   int32_t block_k = 128;  // keys per online-softmax step; integer P has one scale per row and step
-  // The quantized value that the largest probability of a step (kInt*) or row (else) maps to; with kNvfp4 Q and K a
-  // power of two, and the row's largest maps into (p_max / 2, p_max].
+  // The quantized value that the largest probability of a step (kInt*) or row (else) maps to. With kNvfp4 Q and K it is
+  // a power of two and the row's largest maps into (p_max / 2, p_max], or, while it grows, up to the format's end.
   float p_max = 8191.f;
   float v_max = 2047.f;      // the quantized value that the largest |v| of a scale group maps to; 0: V is not scaled
   bool v_per_block = false;  // V scales per block_k keys instead of per channel

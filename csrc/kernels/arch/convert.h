@@ -98,7 +98,7 @@ SAGE_DEVICE uint32_t round_to_e2m1(float x) {
 
 // Eight values as round_to_e2m1, in one register, x[0] lowest.
 SAGE_DEVICE uint32_t round_to_e2m1x8(float const (&x)[8]) {
-#if defined(__CUDA_ARCH_FEAT_SM120_ALL)
+#if defined(__CUDA_ARCH_FEAT_SM120_ALL) || defined(__CUDA_ARCH_FEAT_SM121_ALL)
   // One statement: ptxas then writes each pair behind the ones before it, without a further instruction.
   uint32_t y;
   asm("{\n.reg .b8 a, b, c, d;\n"
@@ -120,7 +120,7 @@ SAGE_DEVICE uint32_t round_to_e2m1x8(float const (&x)[8]) {
 
 // The values of eight e2m1 codes, the lowest of x first.
 SAGE_DEVICE void e2m1x8_to_float(float (&y)[8], uint32_t x) {
-#if defined(__CUDA_ARCH_FEAT_SM120_ALL)
+#if defined(__CUDA_ARCH_FEAT_SM120_ALL) || defined(__CUDA_ARCH_FEAT_SM121_ALL)
   uint32_t pair[4];
   asm("{\n.reg .b8 a, b, c, d;\n"
       "mov.b32 {a, b, c, d}, %4;\n"

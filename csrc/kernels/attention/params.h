@@ -39,7 +39,7 @@ struct AttnParams : ProblemParams {
 
   int32_t sm_count;  // of the device: a persistent kernel has at most so many blocks
 
-  float log2_p_max;   // FP8 and NVFP4 P: of what the largest probability of a row so far becomes; else 0
+  float log2_p_max;   // FP8 and NVFP4 P: of what the largest probability of a row so far becomes, at most; else 0
   bool reverse_keys;  // the last key tile first
   // FP8 P V: after so many key tiles its accumulators are added to float32 ones. mma.sync kernels have these in global
   // memory, of which a block takes a slot. Launches that use the same slots do not run at the same time. Null where no

@@ -9,9 +9,9 @@
 //
 // A math warp has the scores of 64 keys ahead: Q K^T of the next 64 and P V of these are given to the tensor cores
 // while it makes P of these. P is 2^(score - reference), with a reference of the row that is a whole number of octaves:
-// it moves only where a P would not fit its format, and what moves with it is multiplied by a power of two. Blocks of
-// 16 keys have scales of their own in NVFP4, so that a reference above or below the maximum costs nothing. The rows'
-// sums are accumulated by the same instructions, as a column of ones in V: they are of P as it was rounded.
+// it moves only where a P would not fit its format, and what moves with it is multiplied by a power of two
+// (tile/lazy_softmax.h). The rows' sums are accumulated by the same instructions, as a column of ones in V: they are of
+// P as it was rounded.
 #pragma once
 #include <cutlass/arch/barrier.h>
 #include <cutlass/arch/reg_reconfig.h>
@@ -119,7 +119,7 @@ struct Fp4AttnFwd {
     if (!p.q_mean) {
       constexpr int kCorrections = kStages * kTilesPerStage * kNTiles * 4;
       for (int i = arch::thread_index(); i < kCorrections; i += kThreads) {
-        shared.correction[0][0][0][i] = {0.f, 0.f, 0.f, 0.f};
+        (&shared.correction[0][0][0][0])[i] = {0.f, 0.f, 0.f, 0.f};
       }
     }
     arch::sync_block();  // barriers and corrections are visible to all

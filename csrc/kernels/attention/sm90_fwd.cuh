@@ -168,7 +168,7 @@ struct AttnFwd {
         SAGE_UNROLL for (int i = 0; i < kTilesPerStage; ++i) {
           arch::bulk_copy(shared.k[stage][i], p.k + tile(i) * kTileBytes, kTileBytes, shared.full.k[stage]);
           arch::bulk_copy(shared.k_scale[stage][i], p.k_scale + tile(i) * kKScalesPerTile, kScaleBytes,
-               shared.full.k[stage]);
+                          shared.full.k[stage]);
         }
         if (step == 0) {
           Barrier::wait(&shared.empty.q, phases >> kStages & 1);
@@ -179,7 +179,7 @@ struct AttnFwd {
         TransactionBarrier::arrive_and_expect_tx(&shared.full.v[stage], kTilesPerStage * kTileBytes);
         SAGE_UNROLL for (int i = 0; i < kTilesPerStage; ++i) {
           arch::bulk_copy(shared.v[stage][i], static_cast<char const*>(p.v.data) + tile(i) * kTileBytes, kTileBytes,
-               shared.full.v[stage]);
+                          shared.full.v[stage]);
         }
       }
     }

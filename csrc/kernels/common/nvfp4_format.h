@@ -1,9 +1,9 @@
 // NVFP4 operands (SageAttention3, section 3.1; NVIDIA's "NVFP4"): e2m1 values with a ue4m3 scale for each block of 16
 // along the dimension that is summed over: channels of Q and K, keys of V. What a tile's values and scales together are
-// still to be multiplied by is a power of two: one float32 of a tile of Q, of a tile of K, and of a channel of V. It
-// brings the largest magnitude into (kNvfp4Max / 2, kNvfp4Max], and is all that large or small tensors take.
+// still to be multiplied by is a power of two: one float32 of a tile of Q, of a tile of K, and of a channel of V. It brings the largest magnitude into (kNvfp4Max / 2, kNvfp4Max], if that is not below 2^-104, and is all that large or
+// small tensors take.
 //
-// A block's scale is its largest magnitude / 6, rounded to e4m3; values are divided by the rounded scale. An all-zero
+// A block's scale is its largest magnitude / 6, rounded to e4m3; values are multiplied by the inverse of the rounded scale, as a float32. An all-zero
 // block has the scale 0. One with a value that is not finite has the scale NaN; the power of two is NaN, too, and all
 // that share it have values 0 and, if their block is finite, scale 0.
 //

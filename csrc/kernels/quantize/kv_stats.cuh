@@ -1,5 +1,4 @@
-// Per channel partial sums of K, and of V the largest magnitude or, to smooth it, sum, largest and smallest value: of
-// these QuantizeQkv makes the means of K and V and the scales of V.
+// Per channel partial sums of K, and of V the largest magnitude or, to smooth it, sum, largest and smallest value: of these QuantizeQkv and QuantizeNvfp4 make the means of K and V and the scales of V.
 //
 // A block reads one chunk of one head of K or of V; slot s takes every kSlots-th row from the s-th on, and the slots
 // are combined through shared memory. Every order is fixed: results repeat bit for bit. Chunks beyond a sequence give

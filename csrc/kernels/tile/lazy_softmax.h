@@ -25,9 +25,8 @@ struct ScoreTile {
   SAGE_DEVICE float score(int h, int r, int j) const { return arch::as_float(scores[0][4 * h + j / 2][2 * r + j % 2]); }
 };
 
-// Of the two rows of a lane. A reference moves up where a P would not fit its format, to a whole number above the row's
-// maximum; what was summed with it is multiplied by a power of two. NVFP4 blocks have scales of their own: there, what
-// a reference is costs nothing in accuracy.
+// Of the two rows of a lane. A reference moves up where a P would not fit its format: so far that P of the row's
+// maximum is at most p_max, a power of two. What was summed with it is multiplied by a power of two.
 template <bool kNvfp4>
 class LazySoftmax {
  public:
@@ -35,7 +34,6 @@ class LazySoftmax {
 
   float reference[2];
 
-  // The largest P is up to 2^log2_p_max.
   SAGE_DEVICE void begin(float log2_p_max) {
     log2_p_max_ = log2_p_max;
     reference[0] = reference[1] = kNoReference;
@@ -70,7 +68,7 @@ class LazySoftmax {
       bool fits = true;
       SAGE_UNROLL for (int r = 0; r < 2; ++r) {
         float const exponent = fmaf(arch::max_nan(largest[0][r], largest[1][r]), tile.scale, -reference[r]);
-        fits = fits && exponent <= log2_p_max_;
+        fits = fits && exponent <= kLargestExponent;
       }
       if (arch::any(!fits)) move(tile, largest, codes, sums);
     }
@@ -83,7 +81,7 @@ class LazySoftmax {
       int const h = i / 2, r = i % 2;
       float zero = reference[r];  // the score that becomes 1
       if constexpr (kNvfp4) {
-        // Logarithms of the scales as they are rounded. What codes[h] >> 4 has of row g is less than a rounding.
+        // Logarithms of the scales as they are rounded. What codes[h] >> 4 has of row g changes them by 10^-6.
         uint32_t const code = r == 0 ? tile.codes[h] << 20 : tile.codes[h] >> 4;
         zero += arch::log2_approx(arch::as_float(code + kCodeZero));
       }
@@ -102,8 +100,8 @@ class LazySoftmax {
  private:
   // Not above that of any score. Finite: its difference from -inf is -inf.
   static constexpr float kNoReference = -FLT_MAX;
-  // How many octaves the maximum may grow until a reference moves.
-  static constexpr float kHeadroom = 2.f;
+  // e4m3: of P, a little less than log2(448).
+  static constexpr float kLargestExponent = 8.8f;
   // A block of P with the largest value x has the scale with the code floor(8 log2(x) + 35): x becomes 6.1 to 7.3, of
   // which e2m1 makes 6. Of all such constants this has the least error.
   static constexpr float kCodeOfOne = 35.f;
@@ -114,7 +112,7 @@ class LazySoftmax {
   // Beyond, there is no room for a code in the lowest bits of the float with 8 times the reference.
   static constexpr float kMaxReference = 0x1p18f;
 
-  // Moves references up to the maxima of their rows, and the sums with them; sets the codes anew. A NaN stays in its
+  // Moves references with the maxima of their rows, and the sums with them; sets the codes anew. A NaN stays in its
   // row.
   template <int kFragments>
   SAGE_DEVICE void move(ScoreTile const& tile, float const (&largest)[2][2], uint32_t (&codes)[2][2],
@@ -124,7 +122,7 @@ class LazySoftmax {
       x = arch::max_nan(x, arch::shuffle_xor(x, 1));
       x = arch::max_nan(x, arch::shuffle_xor(x, 2));
       // Rounded down, so that where scores have no fraction left P is rather too large, and saturates, than 0.
-      float const least = ceilf(arch::fma_down(x, tile.scale, 0.f)) - (log2_p_max_ - kHeadroom);
+      float const least = ceilf(arch::fma_down(x, tile.scale, 0.f)) - log2_p_max_;
       if (!(least <= reference[r])) {
         float const decay = arch::exp2_approx(reference[r] - least);
         reference[r] = least;

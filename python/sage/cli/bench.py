@@ -63,6 +63,8 @@ CUDA_RECIPES = {
     "sage2(approximate_exp=True)": "FP8 with a quarter of P interpolated",
     "sage2pp": "FP8 with fp16 accumulators",
     "sage2_int4": "INT4 and FP8",
+    "sage3": "NVFP4",
+    "sage3_fp8": "NVFP4 and FP8",
 }
 """Likewise of the CUDA kernels: by default those that this GPU has, and has the instructions for."""
 
@@ -162,9 +164,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise Refused(
             f"--causal needs equal lengths, got {unequal}: SDPA aligns its causal mask top-left, sage bottom-right", 2
         )
-    recipes = tuple(dict.fromkeys(arguments.recipe or (_served_by_the_gpu() if on_cuda else RECIPES)))
+    not_run: dict[str, str] = {}
+    if on_cuda and not arguments.recipe:
+        recipes, not_run = _served_by_the_gpu()
+    else:
+        recipes = tuple(dict.fromkeys(arguments.recipe or RECIPES))
 
     def keep(report: dict) -> None:
+        report["not_run"] = not_run
         if arguments.json:
             write_json(arguments.json, report)
 
@@ -179,18 +186,19 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"\nwrote {arguments.plot}")
 
 
-def _served_by_the_gpu() -> list[str]:
-    """Those of CUDA_RECIPES that have a kernel here whose instructions the GPU has; if none has, the first, which says
-    why."""
+def _served_by_the_gpu() -> tuple[tuple[str, ...], dict[str, str]]:
+    """Those of CUDA_RECIPES that have a kernel here whose instructions the GPU has, and why the others have none; if none
+    has, the first is among both."""
     architecture = _select.extension("cuda").cuda_architecture(0)
-
-    def is_served(recipe: str) -> bool:
+    not_run = {}
+    for recipe in CUDA_RECIPES:
         try:
-            return not _is_emulated(machine.kernel_name(recipe, "cuda"), architecture)
-        except NotImplementedError:
-            return False
-
-    return [recipe for recipe in CUDA_RECIPES if is_served(recipe)] or [next(iter(CUDA_RECIPES))]
+            if _is_emulated(machine.kernel_name(recipe, "cuda"), architecture):
+                not_run[recipe] = f"sm_{architecture} has not the tensor instructions of its kernel"
+        except NotImplementedError as error:
+            not_run[recipe] = str(error)
+    served = tuple(recipe for recipe in CUDA_RECIPES if recipe not in not_run)
+    return served or (next(iter(CUDA_RECIPES)),), not_run
 
 
 def _is_emulated(kernel: str, architecture: int) -> bool:
@@ -413,6 +421,7 @@ def render(report: dict) -> str:
             "\nkernel ms and kernel TOPS: the attention kernel alone, on operands quantized before"
             "\nof peak: of the tensor cores' in these formats, at the clock that the kernel, or the SDPA call, has by itself"
         )
+    head += "".join(f"\nnot run: {recipe}: {reason}" for recipe, reason in report.get("not_run", {}).items())
     return "\n\n".join([head, *map(render_case, report["cases"])])
 
 

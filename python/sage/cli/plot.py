@@ -8,8 +8,8 @@ from pathlib import Path
 
 from . import machine
 
-# Okabe and Ito's palette and a wine red, which colour-blind readers can tell apart; grey is for PyTorch.
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#882255")
+# Okabe and Ito's palette and Paul Tol's wine, olive and indigo, which colour-blind readers can tell apart; grey is for PyTorch.
+_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#882255", "#999933", "#332288")
 _GREY = "#8C8C8C"
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..recipe import Recipe
 from .accumulator import Accumulator, folds
 from .geometry import Geometry
-from .numerics import approximate_exp2_e4m3, round_e4m3, round_integer
+from .numerics import approximate_exp2_e4m3, p_scale_e4m3, round_e4m3, round_integer
 from .quantize import fp16_operand_dtype, quantize_nvfp4, quantize_v
 from .scores import Scores
 
@@ -46,13 +46,13 @@ def forward(
     Returns:
         out: dtype and shape of q; 0 in rows that see no key.
         lse: float32 (batch, num_heads_q, seqlen_q), the natural logarithm of the sum of exp of the (rounded) scores;
-            -inf in rows that see no key. It is that of the unrounded probabilities, but for FP8 P V with float32
-            accumulators, where the row sum is all there is.
+            -inf in rows that see no key. It is that of the unrounded probabilities, but for FP8 and NVFP4 P V with
+            float32 accumulators, where the row sum of the rounded ones is all there is.
 
     The row sum that divides the output is that of the rounded P, so a common part of V comes back as good as V's own
     rounding; for FP8 P V with fp16 accumulators it is that of the unrounded P, which tensor cores do not have to add
     up. Measured NRMSE, rounded against unrounded sum (1024 keys, head_dim 128): V + 8 N(0, 1) per channel .0014 / .0020
-    for sage2 and .0389 / .0337 for sage3; V + 1 .0131 / .0206 for sage3; V of mean 0: no difference.
+    for sage2 and .0389 / .0304 for sage3; V + 1 .0125 / .0259 for sage3; V of mean 0: no difference.
     """
     if fp22 and (recipe.pv, recipe.pv_accum) != ("fp8_e4m3", "fp32+fp32"):
         raise ValueError(
@@ -80,7 +80,7 @@ def forward(
     if sum_is_a_channel := _sum_is_a_channel(recipe):
         v_values = torch.cat([v_values, torch.ones_like(v_values[..., :1])], -1)
     accumulator = Accumulator(recipe, q.new_zeros(*q.shape[:-1], v_values.shape[-1]), fp22)
-    row_max = q.new_full((*q.shape[:-1], 1), -torch.inf)
+    row_max = q.new_full((*q.shape[:-1], 1), -torch.inf)  # what P is relative to
     row_sum = torch.zeros_like(row_max)  # of the rounded P, in the units of the accumulator
     exp_sum = torch.zeros_like(row_max)  # of the unrounded probabilities, relative to row_max
     steps = range(0, geometry.seqlen_k, recipe.block_k)
@@ -88,7 +88,7 @@ def forward(
         last = min(first + recipe.block_k, geometry.seqlen_k)
         s = scores.step(first, last)
         step_max = s.amax(-1, keepdim=True)
-        new_max = torch.maximum(row_max, step_max)
+        new_max = torch.maximum(row_max, step_max.ceil() if _is_relative_to_octaves(recipe) else step_max)
         probabilities = _exp2_difference(s, new_max)
         decay = _exp2_difference(row_max, new_max)
         p = _round_p(s, first, probabilities, step_max, new_max, recipe, v_dtype)
@@ -103,7 +103,7 @@ def forward(
     out = accumulator.total()
     if sum_is_a_channel:
         out, row_sum = out[..., :-1], out[..., -1:]
-        exp_sum = row_sum / recipe.p_max
+        exp_sum = row_sum / _p_max(recipe)
     elif recipe.pv == "fp8_e4m3":
         row_sum = exp_sum * recipe.p_max
     out = (out if per_block else out * v_scale) / row_sum
@@ -117,7 +117,18 @@ def forward(
 def _sum_is_a_channel(recipe: Recipe) -> bool:
     """Whether the row sum is that of P times a channel of ones in V, so that what its accumulator cuts off is cut off
     of both sides of the division."""
-    return recipe.pv == "fp8_e4m3" and "fp16" not in recipe.pv_accum
+    return recipe.pv in ("fp8_e4m3", "nvfp4") and "fp16" not in recipe.pv_accum
+
+
+def _is_relative_to_octaves(recipe: Recipe) -> bool:
+    """Whether P is relative to the row's maximum so far rounded up to an integer: then every P rounds alike whatever
+    keys came before it, but for what underflows, as the maximum moves by powers of two."""
+    return recipe.pv == "nvfp4" or (recipe.qk, recipe.pv) == ("nvfp4", "fp8_e4m3")
+
+
+def _p_max(recipe: Recipe) -> float:
+    """What the probability 1 is rounded as."""
+    return recipe.p_max if recipe.pv != "nvfp4" or recipe.p_two_level else 1.0
 
 
 def _step_scales(v_scale: Tensor, channels: int, sum_is_a_channel: bool) -> Tensor:
@@ -155,7 +166,7 @@ def _round_p(
             values = torch.where(_is_approximate(s, first), approximate_exp2_e4m3(exponent), values)
         return _RoundedP(values, 1.0)
     if recipe.pv == "nvfp4":
-        return _RoundedP(quantize_nvfp4(probabilities * recipe.p_max if recipe.p_two_level else probabilities), 1.0)
+        return _RoundedP(quantize_nvfp4(probabilities * _p_max(recipe), p_scale_e4m3), 1.0)
     return _RoundedP((probabilities * recipe.p_max).to(fp16_operand_dtype(recipe, v_dtype)).float(), 1.0)
 
 

@@ -12,6 +12,7 @@ from ..recipe import E4M3_MAX
 
 _E4M3_MAX_CODE = 0x7E  # of E4M3_MAX; the next one is NaN
 E2M1_MAX = 6.0  # largest e2m1 value: 1.5 * 2^2
+NVFP4_MAX = E4M3_MAX * E2M1_MAX
 FP22_FRACTION_BITS = 13
 FP16_MMA_DEPTH = 16  # products summed by one mma.m16n8k16 with 16-bit operands
 FP8_MMA_DEPTH = 32  # products summed by one mma.m16n8k32 with 8-bit operands
@@ -36,6 +37,18 @@ def approximate_exp2_e4m3(x: Tensor) -> Tensor:
     code = (8 * (x + (7 - 0.0573))).round().clamp(0, _E4M3_MAX_CODE)
     values = code.nan_to_num().to(torch.uint8).view(torch.float8_e4m3fn).to(x.dtype)
     return torch.where(x.isnan(), x, values)
+
+
+def p_scale_e4m3(amax: Tensor) -> Tensor:
+    """The scale of a block of NVFP4 P whose largest value is amax: the e4m3 number with the code 8 log2(amax) + 35.
+
+    Codes are rounded down to integers and held to those of normal numbers, [8, 126]. As in `approximate_exp2_e4m3` 8
+    codes are an octave, and 2^f is taken for 1 + f, without which 8 (log2(amax / 6) + 7) = 8 log2(amax) + 35.3 would be
+    the code of amax / 6, to be rounded to nearest. Of the offsets 33.5, 34.5, 35, 35.5 and 36.5, 35 has the least error
+    (NRMSE of sage3 on normal inputs .1905; amax / 6 rounded to e4m3: .1920).
+    """
+    code = (8 * amax.log2() + 35).floor().clamp(8, _E4M3_MAX_CODE)
+    return (1 + code % 8 / 8) * torch.exp2((code / 8).floor() - 7)
 
 
 def round_e2m1(x: Tensor) -> Tensor:

@@ -12,16 +12,19 @@ from ..recipe import Recipe
 from .geometry import Geometry
 from .numerics import integer_matmul
 from .quantize import (
+    Q_MEAN_DIGITS,
     Q_MEAN_LIMIT,
     QK_LIMITS,
     Quantized,
     block_mean,
     key_groups,
-    quantize_nvfp4,
+    nvfp4_sum,
+    power_of_two,
     quantize_rows,
     query_groups,
     rest_of_int4,
     rotate,
+    shared_amax,
 )
 
 LOG2_E = math.log2(math.e)
@@ -55,15 +58,15 @@ class Scores:
         if recipe.hadamard:
             q, k = rotate(q), rotate(k)
             self.q_mean = None if self.q_mean is None else rotate(self.q_mean)
+        of_q = query_groups(q.shape[-2], recipe, q.device)
+        of_k = key_groups(k.shape[-2], recipe, k.device)
         if recipe.qk == "nvfp4":
             self._matmul = torch.matmul
-            self.q, self.k = (Quantized(quantize_nvfp4(x), torch.ones_like(x[..., :1])) for x in (q, k))
-            self._k_for_mean = k
+            self._round_nvfp4(q, k, of_q, of_k)
             return
         q_limit, k_limit = QK_LIMITS[recipe.qk]
         self._matmul = functools.partial(integer_matmul, bound=q_limit * k_limit * q.shape[-1])
-        self.q = quantize_rows(q, query_groups(q.shape[-2], recipe, q.device), q_limit)
-        self.k = quantize_rows(k, key_groups(k.shape[-2], recipe, k.device), k_limit)
+        self.q, self.k = quantize_rows(q, of_q, q_limit), quantize_rows(k, of_k, k_limit)
         if self.q_mean is not None:
             blocks = torch.arange(q.shape[-2], device=q.device) // recipe.block_q
             mean = quantize_rows(self.q_mean, blocks, Q_MEAN_LIMIT)
@@ -71,11 +74,22 @@ class Scores:
             rest = rest_of_int4(k, self.k) if recipe.qk == "int4" else 0.0
             self._k_for_mean = (self.k.values + rest) * self.k.scale
 
+    def _round_nvfp4(self, q: Tensor, k: Tensor, of_q: Tensor, of_k: Tensor) -> None:
+        """A tile of Q or K, and the tile's mean with it, has one power of two; blocks of 16 channels have the rest."""
+        q_amax = shared_amax(q, of_q)
+        if self.q_mean is not None:
+            q_amax = torch.maximum(q_amax, shared_amax(self.q_mean, of_q))
+        q_scale, k_scale = power_of_two(q_amax), power_of_two(shared_amax(k, of_k))
+        self.q, self.k = (Quantized(nvfp4_sum(x / scale, 1), scale) for x, scale in ((q, q_scale), (k, k_scale)))
+        if self.q_mean is not None:
+            self.q_mean = nvfp4_sum(self.q_mean / q_scale, Q_MEAN_DIGITS) * q_scale
+            self._k_for_mean = nvfp4_sum(k / k_scale, 2) * k_scale
+
     def step(self, first: int, last: int) -> Tensor:
         """Scores of keys first..last - 1, masked, for a softmax that uses exp2: (..., seqlen_q, last - first).
 
-        The mean of Q times K, which smoothing of Q took from them, is added back: with all that K's operand holds for
-        integers, INT4's 4 further bits included, and the unrounded K for NVFP4.
+        The mean of Q times K, which smoothing of Q took from them, is added back, with all that K's operand holds:
+        INT4's 4 further bits included, and NVFP4's second plane.
         """
         k, k_scale = (x[..., first:last, :].mT for x in self.k)
         scores = self._matmul(self.q.values, k) * (self.q.scale * self._scale_log2) * k_scale

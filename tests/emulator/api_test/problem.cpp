@@ -100,6 +100,25 @@ sage::Recipe sage2pp() {
   return recipe;
 }
 
+sage::Recipe sage3() {
+  sage::Recipe recipe = sage1();
+  recipe.qk = sage::QkFormat::kNvfp4;
+  recipe.qk_granularity = sage::QkGranularity::k1x16;
+  recipe.pv = sage::PvFormat::kNvfp4;
+  recipe.p_max = 2048.f;
+  recipe.p_two_level = recipe.smooth_q = true;
+  return recipe;
+}
+
+sage::Recipe sage3_fp8() {
+  sage::Recipe recipe = sage3();
+  recipe.pv = sage::PvFormat::kFp8E4m3;
+  recipe.p_max = 256.f;
+  recipe.v_max = 448.f;
+  recipe.p_two_level = false;
+  return recipe;
+}
+
 AttnDesc make_desc(int64_t seqlen_q, int64_t seqlen_k) {
   AttnDesc desc;
   desc.device.type = sage::DeviceType::kCuda;

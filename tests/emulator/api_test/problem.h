@@ -31,6 +31,9 @@ sage::Recipe sage1_int8();
 // FP8 P V with float32 accumulators, and with float16 ones (SageAttention2++).
 sage::Recipe sage2();
 sage::Recipe sage2pp();
+// NVFP4 Q and K, smoothed both; P V in NVFP4, and in FP8 (SageAttention3).
+sage::Recipe sage3();
+sage::Recipe sage3_fp8();
 
 // Float16, sage1, 2 of 4 heads of 64, contiguous (batch, heads, rows, head_dim).
 sage::AttnDesc make_desc(int64_t seqlen_q, int64_t seqlen_k);

@@ -87,6 +87,13 @@ AttnDesc make_fp8_desc(sage::Recipe const& recipe, int64_t seqlen_q, int64_t seq
   return desc;
 }
 
+AttnDesc make_fp4_desc(sage::Recipe const& recipe, int64_t seqlen_q, int64_t seqlen_k) {
+  AttnDesc desc = make_desc(seqlen_q, seqlen_k);
+  desc.device.architecture = 120;
+  desc.recipe = recipe;
+  return desc;
+}
+
 void same_results() {
   test("sage1", [] { return same(Problem(make_desc(150, 300)), 1); });
   test("sage1, K not smoothed", [] {
@@ -162,6 +169,28 @@ void same_results() {
     desc.recipe.smooth_k = false;
     return same(Problem(desc, {5, 0, 130, 64}, {70, 30, 300, 0}), 0);
   });
+  test("sage3, head_dim 72", [] {
+    AttnDesc desc = make_fp4_desc(sage3(), 150, 300);
+    desc.head_dim = 72;
+    return same(Problem(desc), 1);
+  });
+  test("sage3, packed, reverse, V smoothed and Q not", [] {
+    AttnDesc desc = make_fp4_desc(sage3(), 0, 0);
+    desc.recipe.smooth_q = false;
+    desc.recipe.smooth_v = true;
+    desc.recipe.key_order = sage::KeyOrder::kReverse;
+    return same(Problem(desc, {5, 0, 130, 64}, {70, 30, 300, 0}), 1);
+  });
+  test("sage3_fp8, seqused_k", [] { return same(Problem(make_fp4_desc(sage3_fp8(), 150, 300), {}, {}, {1, 177}), 1); });
+  test("sage3_fp8, bfloat16, K not smoothed, rotated, no lse", [] {
+    AttnDesc desc = make_fp4_desc(sage3_fp8(), 150, 300);
+    desc.dtype = sage::DType::kBFloat16;
+    desc.recipe.smooth_k = false;
+    desc.recipe.hadamard = true;
+    Problem problem(desc);
+    problem.lse = false;
+    return same(problem, 1);
+  });
   test("packed, sage1_int8, seqused_k", [] {
     AttnDesc desc = make_desc(0, 0);
     desc.recipe = sage1_int8();
@@ -217,16 +246,18 @@ std::string no_batch(bool varlen) {
 
 // ---- One quantized K and V ----------------------------------------------------------------------------------------
 
-std::string many_queries(bool varlen) {
+// Of problems of one kind.
+std::string many_queries(AttnDesc const& kind, bool varlen) {
   std::vector<int32_t> const seqlens_q = varlen ? std::vector<int32_t>{70, 9} : std::vector<int32_t>{};
   std::vector<int32_t> const seqlens_k = varlen ? std::vector<int32_t>{130, 300} : std::vector<int32_t>{};
-  Problem const first(make_desc(70, 300), seqlens_q, seqlens_k);
+  Problem const first(kind, seqlens_q, seqlens_k);
   Buffer const kv_buffer(first.plan().quantized_kv_bytes());
   QuantizedKv kv;
   if (Status status = first.plan().quantize_kv(first.args, kv_buffer.data(), nullptr, &kv); !status.ok())
     return status.message;
   for (int64_t seqlen_q : {1, 70, 200}) {
-    AttnDesc desc = make_desc(seqlen_q, 300);
+    AttnDesc desc = kind;
+    desc.seqlen_q = seqlen_q;
     desc.num_heads_q = seqlen_q == 1 ? 2 : 6;
     desc.causal = seqlen_q == 70;
     if (seqlen_q == 200) desc.window_left = 40;
@@ -348,6 +379,19 @@ std::string operand_orders() {
   all += expect(there.run_quantized(q, other_kv).status, "q", wgmma);
   QuantizedQ unused;
   all += expect(plan.quantize_q(here.args, other_kv, q_buffer.data(), nullptr, &unused), "kv", mma_sync);
+
+  // Those of block-scaled instructions differ from all others in format, too; so the tag is changed.
+  Problem const fp4(make_fp4_desc(sage3_fp8(), 70, 300));
+  AttnPlan const fp4_plan = fp4.plan();
+  Buffer const fp4_buffer(fp4_plan.quantized_kv_bytes());
+  QuantizedKv fp4_kv;
+  all += fp4_plan.quantize_kv(fp4.args, fp4_buffer.data(), nullptr, &fp4_kv).message;
+  fp4_kv.order = kv.order;
+  all += expect(fp4_plan.quantize_q(fp4.args, fp4_kv, q_buffer.data(), nullptr, &unused), "kv",
+                "has operands for wgmma, the plan needs block-scaled mma");
+  fp4_kv.desc.recipe.pv = sage::PvFormat::kNvfp4;
+  all += expect(fp4_plan.quantize_q(fp4.args, fp4_kv, q_buffer.data(), nullptr, &unused), "kv",
+                "has recipe field pv nvfp4, the plan needs fp8_e4m3");
   return all.text;
 }
 
@@ -502,8 +546,9 @@ int main() {
   test("no queries", no_queries);
   test("no batch", [] { return no_batch(false); });
   test("no batch, packed", [] { return no_batch(true); });
-  test("many queries", [] { return many_queries(false); });
-  test("many queries, packed", [] { return many_queries(true); });
+  test("many queries", [] { return many_queries(make_desc(70, 300), false); });
+  test("many queries, packed", [] { return many_queries(make_desc(70, 300), true); });
+  test("many queries, sage3", [] { return many_queries(make_fp4_desc(sage3(), 70, 300), false); });
   test("lengths of keys", lengths_of_keys);
   test("two keys", two_keys);
   test("folding", folding);

@@ -7,30 +7,45 @@
 
 namespace simt {
 
-// The element types are arguments of the operation; the traits name the containers that the registers consist of.
+// The element types are arguments of the operation, or of the one that it derives from; the traits name the containers
+// that the registers consist of.
+template <class TA, class TB>
+struct ScaledElements {
+  using A = TA;
+  using B = TB;
+};
+template <class TA, class TB, class TC, class TSF, int kVector>
+ScaledElements<TA, TB> scaled_elements(cute::SM120::BLOCKSCALED::SM120_16x8x64_TN_VS<TA, TB, TC, TSF, kVector> const&);
+template <class TA, class TB, class TC, class TSF, int kVector>
+ScaledElements<TA, TB> scaled_elements(cute::SM120::BLOCKSCALED::SM120_16x8x32_TN_VS<TA, TB, TC, TSF, kVector> const&);
+
+// The lane of each quad that supplies the scales of B: 0 in CUTLASS's operations.
 template <class Op>
-struct ScaledElements;
-template <class TA, class TB, class TC, class TSF, int kVector>
-struct ScaledElements<cute::SM120::BLOCKSCALED::SM120_16x8x64_TN_VS<TA, TB, TC, TSF, kVector>> {
-  using A = TA;
-  using B = TB;
-};
-template <class TA, class TB, class TC, class TSF, int kVector>
-struct ScaledElements<cute::SM120::BLOCKSCALED::SM120_16x8x32_TN_VS<TA, TB, TC, TSF, kVector>> {
-  using A = TA;
-  using B = TB;
-};
+constexpr int scale_thread_b() {
+  if constexpr (requires { Op::kScaleThreadB; })
+    return Op::kScaleThreadB;
+  else
+    return 0;
+}
 
 template <class Op>
 struct ScaledMmaInstance {
   using Traits = cute::MMA_Traits<Op>;
-  ScaledMma mma{make_warp_mma<Op, typename ScaledElements<Op>::A, typename ScaledElements<Op>::B>(),
+  using Elements = decltype(scaled_elements(std::declval<Op>()));
+  ScaledMma mma{make_warp_mma<Op, typename Elements::A, typename Elements::B>(),
                 cute::sizeof_bits_v<typename Traits::ValTypeA>,
                 element_of<typename Traits::ValTypeSF>(),
                 Traits::SFVecSize,
-                layout_table(typename Traits::SFALayout{}),
-                layout_table(typename Traits::SFBLayout{})};
+                scale_thread_b<Op>(),
+                table<0>(typename Traits::SFALayout{}),
+                table<1>(typename Traits::SFBLayout{})};
   std::string name{op_name<Op>()};
+
+  template <int kMode, class Layout>
+  static std::vector<uint16_t> table(Layout layout) {
+    using Shape = typename Traits::Shape_MNK;
+    return scale_table(layout_table(layout), cute::size<kMode>(Shape{}), cute::size<2>(Shape{}), Traits::SFVecSize);
+  }
   static ScaledMmaInstance const& get() {
     static ScaledMmaInstance const instance;
     return instance;

@@ -553,7 +553,7 @@ static std::vector<Case> pv_cases() {
 
 std::vector<Case> cases() {
   std::vector<Case> all = common_cases();
-  for (auto const& more : {smooth_q_cases(), pv_cases(), persistent_cases()})
+  for (auto const& more : {smooth_q_cases(), pv_cases(), persistent_cases(), nvfp4_cases()})
     all.insert(all.end(), more.begin(), more.end());
   return all;
 }

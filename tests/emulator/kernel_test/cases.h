@@ -8,5 +8,6 @@ namespace kernel_test {
 
 std::vector<Case> cases();
 std::vector<Case> persistent_cases();  // some of them
+std::vector<Case> nvfp4_cases();
 
 }  // namespace kernel_test

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernel_test/cases.h"
+#include "kernel_test/nvfp4_packer.h"
 #include "kernel_test/problem.h"
 #include "kernel_test/reference.h"
 
@@ -14,10 +15,24 @@ namespace {
 
 // What is wrong; empty if nothing.
 std::string run(Case const& c, sage::CudaForward const& kernels, double* worst, uint32_t* digest) {
-  Problem problem(c, kernels);
+  bool const pack = is_block_scaled(kernels) && c.data != Data::kNormal;
+  sage::CudaForward const packed{kernels.head_dim,
+                                 kernels.qk,
+                                 kernels.pv,
+                                 kernels.pv_accum,
+                                 kernels.operand,
+                                 kernels.order,
+                                 kernels.approximate_exp,
+                                 no_stats,
+                                 kernels.head_dim == 64 ? packer_d64 : packer_d128,
+                                 kernels.attention,
+                                 {}};
+  Problem problem(c, pack ? packed : kernels);
   if (std::string const error = problem.run(); !error.empty()) return error;
   if (std::string const error = problem.changed(); !error.empty()) return error;
-  Comparison const comparison = problem.is_exact() ? compare_elements(problem) : compare_recipe(problem);
+  Comparison const comparison = pack                 ? compare_packed(problem)
+                                : problem.is_exact() ? compare_elements(problem)
+                                                     : compare_recipe(problem);
   *worst = comparison.worst;
   *digest = problem.digest();
   return comparison.failure;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <stdexcept>
 #include <string_view>
@@ -106,17 +107,27 @@ static uint32_t seed_of(std::string const& name) {
 
 static bool is_fp8(sage::CudaForward const& kernels) { return kernels.pv == sage::PvFormat::kFp8E4m3; }
 static bool uses_wgmma(sage::CudaForward const& kernels) { return kernels.order == sage::OperandOrder::kWgmma; }
+bool is_block_scaled(sage::CudaForward const& kernels) { return kernels.order == sage::OperandOrder::kBlockScaled; }
 static bool has_8bit_v(sage::CudaForward const& kernels) {
   return is_fp8(kernels) || kernels.pv == sage::PvFormat::kInt8;
+}
+
+// Of block-scaled kernels: powers of two.
+static bool has_references(sage::CudaForward const& kernels, float p_max) {
+  return p_max <= (is_fp8(kernels) ? 256.f : 2048.f) && std::exp2(std::round(std::log2(p_max))) == p_max;
 }
 
 bool serves(sage::CudaForward const& kernels, Case const& c) {
   bool const sums_in_fp32 = kernels.pv_accum == sage::PvAccum::kFp32;  // then there is nothing to fold
   bool const folds = c.fold_every != Case{}.fold_every || c.fold_slots > 0;
-  if (uses_wgmma(kernels) ? c.fold_every < 2 || c.fold_slots > 0 : c.persistent) return false;
-  return (!folds || (is_fp8(kernels) && !sums_in_fp32)) && (c.p_max == 0.f || is_fp8(kernels)) &&
-         (c.v_data != VData::kLargest || is_fp8(kernels)) && (!c.smooth_v || has_8bit_v(kernels)) &&
-         (c.q_mean == QMean::kNone || kernels.qk == sage::QkFormat::kInt4);
+  bool const block_scaled = is_block_scaled(kernels);
+  if (block_scaled ? c.granularity != Case{}.granularity || !has_references(kernels, c.p_max) : c.block_scaled) {
+    return false;
+  }
+  if (uses_wgmma(kernels) ? c.fold_every < 2 || c.fold_slots > 0 : c.persistent && !block_scaled) return false;
+  return (!folds || (is_fp8(kernels) && !sums_in_fp32)) && (c.p_max == 0.f || is_fp8(kernels) || block_scaled) &&
+         (c.v_data != VData::kLargest || is_fp8(kernels)) && (!c.smooth_v || has_8bit_v(kernels) || block_scaled) &&
+         (c.q_mean == QMean::kNone || kernels.qk == sage::QkFormat::kInt4 || block_scaled);
 }
 
 // A power of two that differs between neighbouring scale groups, heads and sequences.
@@ -156,10 +167,14 @@ Problem::Problem(Case const& c, sage::CudaForward const& kernels)
   desc.v_aligned = v_->is_aligned();
   if (c.lse) lse_.assign(static_cast<size_t>(batch * c.num_heads_q * rows_q + kGuardRows), NAN);
 
-  set_magnitudes();
-  make_q();
-  make_k();
-  make_v();
+  if (is_block_scaled(kernels) && data_ != Data::kNormal) {
+    make_block_scaled();
+  } else {
+    set_magnitudes();
+    make_q();
+    make_k();
+    make_v();
+  }
   make_mask();
   for (Tensor* input : {q_.get(), k_.get(), v_.get()}) input->remember();
 }
@@ -177,6 +192,11 @@ void Problem::set_recipe() {
     bool const fp16_sums = recipe.pv_accum == sage::PvAccum::kFp16Fp32;
     recipe.p_max = case_.p_max != 0.f ? case_.p_max : fp16_sums ? 112.f : 448.f;
     recipe.v_max = case_.v_max != 0.f ? case_.v_max : fp16_sums ? 9.f : 448.f;
+  }
+  if (is_block_scaled(kernels_)) {
+    recipe.qk_granularity = sage::QkGranularity::k1x16;
+    recipe.p_two_level = recipe.pv == PvFormat::kNvfp4;
+    recipe.p_max = case_.p_max != 0.f ? case_.p_max : recipe.p_two_level ? 512.f : 128.f;
   }
   recipe.fold_every = is_fp8(kernels_) ? case_.fold_every : 1;
   recipe.key_order = case_.reverse_keys ? sage::KeyOrder::kReverse : sage::KeyOrder::kForward;
@@ -460,6 +480,14 @@ void Problem::make_mask() {
       mask_ = {nullptr, DType::kBFloat16, 0, cols, 0, 1};
       size = heads * cols;
       break;
+    case MaskKind::kLowest:
+      mask_ = {nullptr, DType::kFloat32, 0, 0, cols, 1};
+      size = rows * cols;
+      break;
+    case MaskKind::kLate:
+      mask_ = {nullptr, DType::kBool, 0, 0, cols, 1};
+      size = rows * cols;
+      break;
   }
   int64_t const element = mask_.dtype == DType::kBool ? 1 : mask_.dtype == DType::kFloat32 ? 4 : 2;
   mask_bytes_.resize(static_cast<size_t>(size * element));
@@ -467,7 +495,14 @@ void Problem::make_mask() {
   for (int64_t i = 0; i < size; ++i) {
     char* const bytes = mask_bytes_.data() + i * element;
     float const x = uniform(0, 7) == 0 ? -INFINITY : normal();
-    if (mask_.dtype == DType::kBool) {
+    int64_t const row = i / cols, col = i % cols;
+    bool const late = row % 3 == 0 ? col >= 150 : row % 3 == 1 ? col < cols - 150 : true;
+    if (case_.mask == MaskKind::kLate) {
+      *bytes = late;
+    } else if (case_.mask == MaskKind::kLowest) {
+      float const lowest = late && row % 11 != 5 ? 0.f : -std::numeric_limits<float>::max();
+      std::memcpy(bytes, &lowest, 4);
+    } else if (mask_.dtype == DType::kBool) {
       *bytes = static_cast<char>(i / cols % 7 != 2 && uniform(0, 2) != 0);
     } else if (mask_.dtype == DType::kFloat32) {
       std::memcpy(bytes, &x, 4);
@@ -476,6 +511,13 @@ void Problem::make_mask() {
       std::memcpy(bytes, &bits, 2);
     }
   }
+}
+
+bool Problem::reaches(int b, int64_t row, int64_t key) const {
+  int64_t const diagonal = row + seqlen_k(b) - seqlen_q(b);
+  bool const hidden = (desc.causal && key > diagonal) || (desc.window_left >= 0 && key < diagonal - desc.window_left) ||
+                      (desc.window_right >= 0 && key > diagonal + desc.window_right);
+  return !hidden;
 }
 
 double Problem::mask(int b, int head, int64_t row, int64_t col) const {

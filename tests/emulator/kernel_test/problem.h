@@ -3,6 +3,7 @@
 // In most problems the kernel's formats hold Q, K and V without rounding (Data::kExact), so that it must agree with
 // exact attention but for the rounding of P: a wrong key, scale or place shows, where a recipe's error would hide it.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <random>
@@ -39,7 +40,11 @@ enum class MaskKind {
   kFloat32,         // (1, 1, seqlen_q, seqlen_k), some -inf
   kFloat16,         // (batch, 1, seqlen_k, seqlen_q), transposed
   kBFloat16OfKeys,  // (1, heads, 1, seqlen_k)
+  kLowest,          // float32, (1, 1, seqlen_q, seqlen_k): 0 or the lowest number, as kLate hides; some rows have no 0
+  kLate,            // bool, (1, 1, seqlen_q, seqlen_k): of three rows one does not see the first 150 keys, one the last
 };
+
+enum class Operand { kNone, kQ, kK, kV };
 
 enum class QMean { kNone, kLikeCodes, kLarge };  // of a tile of Q, beside its other part
 
@@ -72,11 +77,13 @@ struct Case {
   float p_max = 0.f, v_max = 0.f;  // FP8: 448 or 9 or 2.25 of V; 0: the preset's
   int fold_every = 64;             // FP8
   int fold_slots = 0;              // that the attention kernel may use; 0: as many as there are
+  bool block_scaled = false;       // for NVFP4 kernels alone
   bool persistent = false;         // for kernels whose blocks walk through several tiles of Q
   int sm_count = 3;                // of the device: at most so many such blocks
+  Operand with_nan = Operand::kNone, with_infinity = Operand::kNone;  // one, in the first head of the first sequence
   double scores = 2.;  // kExact: about the standard deviation of the scores; its sign is that of softmax_scale
   // kExact: `steps[n]` times 127 * 2^e is added to the scores of tile n of the keys, in units of q k; then the other
-  // channels have integers up to 10, and smooth_k must be off. INT4 has these times 7 / 127.
+  // channels have integers up to 10, and smooth_k must be off. INT4 has these times 7 / 127. NVFP4: in units of 8.
   std::vector<int> steps = {};
 };
 
@@ -111,6 +118,9 @@ class Tensor {
 using floats16::from_float;
 using floats16::to_float;
 double round_to_e4m3(double x);  // to nearest even, saturating
+double round_to_e2m1(double x);  // likewise
+
+bool is_block_scaled(sage::CudaForward const& kernels);
 
 // Whether the kernels have what the case is about.
 bool serves(sage::CudaForward const& kernels, Case const& c);
@@ -141,6 +151,11 @@ class Problem {
   uint16_t* out_row(int b, int head, int64_t row) const {
     return out_->row(batch_of(b), head, row_of(cu_seqlens_q_, b, row));
   }
+  // Whether a query may see a key, by causality and window, and by the mask, too.
+  bool reaches(int b, int64_t row, int64_t key) const;
+  bool sees(int b, int head, int64_t row, int64_t key) const {
+    return reaches(b, row, key) && mask(b, head, row, key) != -INFINITY;
+  }
   bool has_lse() const { return case_.lse; }
   bool is_exact() const { return data_ != Data::kNormal; }
   // How many keys the kernel takes one maximum of: tiles of 64, or aligned pairs of them.
@@ -164,6 +179,7 @@ class Problem {
   void make_k();
   void make_v();
   void make_mask();
+  void make_block_scaled();
   void make_q_mean(int b, int head, int64_t tile, std::vector<int>& mean);
   // Writes values + offset, the values rotated back where the kernels will rotate them. Exact, or throws.
   void write_row(uint16_t* row, std::vector<int> const& values, std::vector<int> const& offset);

@@ -13,9 +13,7 @@ namespace kernel_test {
 using sage::DType;
 using sage::PvAccum;
 
-namespace {
-
-__attribute__((format(printf, 1, 2))) std::string format(char const* text, ...) {
+std::string format(char const* text, ...) {
   char buffer[256];
   va_list arguments;
   va_start(arguments, text);
@@ -24,8 +22,23 @@ __attribute__((format(printf, 1, 2))) std::string format(char const* text, ...) 
   return buffer;
 }
 
-// Half a unit in the last place of 1.
 double unit_roundoff(DType dtype) { return dtype == DType::kBFloat16 ? 0x1p-8 : 0x1p-11; }
+
+void Elements::check(double got, double expected, double bound, std::string const& where) {
+  bool const same = got == expected || (std::isnan(expected) && std::isnan(got));
+  double const error = same ? 0. : std::fabs(got - expected);
+  double const ratio = error == 0. || bound == INFINITY ? 0. : bound > 0. ? error / bound : INFINITY;
+  if (!(ratio <= 1.)) ++wrong_;
+  if (ratio <= worst_ || worst_ == INFINITY) return;
+  worst_ = std::isnan(ratio) ? INFINITY : ratio;
+  if (!(ratio <= 1.)) failure_ = format("%s is %g, expected %g +- %.2g", where.c_str(), got, expected, bound);
+}
+
+Comparison Elements::result() const {
+  return {wrong_ ? failure_ + format("; %d elements are wrong", wrong_) : "", worst_};
+}
+
+namespace {
 
 // approximate_exp: the e4m3 number whose code is the nearest to a linear function of log2(p). That of 2^x is 8 (x + 7),
 // which between powers of two is too large for a logarithm by .0573 * 8 on average.
@@ -133,17 +146,13 @@ class Row {
   double num_tiles() const { return std::ceil(static_cast<double>(num_keys()) / sage::kKTileRows); }
 
   void find_scores(int b, int head, int64_t row) {
-    sage::AttnDesc const& d = problem_.desc;
-    int64_t const seqlen_k = problem_.seqlen_k(b), diagonal = row + seqlen_k - problem_.seqlen_q(b);
+    int64_t const seqlen_k = problem_.seqlen_k(b);
     scores_.assign(seqlen_k, -INFINITY);
     for (int64_t j = 0; j < seqlen_k; ++j) {
-      bool const hidden = (d.causal && j > diagonal) || (d.window_left >= 0 && j < diagonal - d.window_left) ||
-                          (d.window_right >= 0 && j > diagonal + d.window_right);
-      double const mask = problem_.mask(b, head, row, j);
-      if (hidden || mask == -INFINITY) continue;
+      if (!problem_.sees(b, head, row, j)) continue;
       double dot = 0;
       for (int c = 0; c < dim_; ++c) dot += q_[c] * keys_.k[j * dim_ + c];
-      scores_[j] = dot * problem_.softmax_scale + mask;
+      scores_[j] = dot * problem_.softmax_scale + problem_.mask(b, head, row, j);
       max_ = std::max(max_, scores_[j]);
       min_ = std::min(min_, scores_[j]);
     }
@@ -265,30 +274,17 @@ void for_each_row(Problem const& p, Visit&& visit) {
 }  // namespace
 
 Comparison compare_elements(Problem const& p) {
-  Comparison result{"", 0.};
-  int wrong = 0;
-  auto const check = [&](double got, double expected, double bound, auto const& where) {
-    double const error = got == expected ? 0. : std::fabs(got - expected);
-    double const ratio = error == 0. ? 0. : bound > 0. ? error / bound : INFINITY;
-    if (!(ratio <= 1.)) ++wrong;
-    if (ratio <= result.worst) return;
-    result.worst = std::isnan(ratio) ? INFINITY : ratio;
-    if (!(ratio <= 1.)) result.failure = where() + format(" is %g, expected %g +- %.2g", got, expected, bound);
-  };
+  Elements elements;
   for_each_row(p, [&](int b, int h, int64_t i, Row const& row) {
     uint16_t const* const out = p.out_row(b, h, i);
     Row::Out const y = row.out();
+    std::string const place = format("[%d, %d, %d]", b, h, static_cast<int>(i));
     for (int d = 0; d < p.desc.head_dim; ++d) {
-      check(to_float(out[d], p.desc.dtype), y.expected[d], y.bound[d],
-            [&] { return format("out[%d, %d, %d, %d]", b, h, static_cast<int>(i), d); });
+      elements.check(to_float(out[d], p.desc.dtype), y.expected[d], y.bound[d], format("channel %d of out", d) + place);
     }
-    if (p.has_lse()) {
-      check(p.lse(b, h, i), row.lse(), row.seen() ? row.lse_bound() : 0.,
-            [&] { return format("lse[%d, %d, %d]", b, h, static_cast<int>(i)); });
-    }
+    if (p.has_lse()) elements.check(p.lse(b, h, i), row.lse(), row.seen() ? row.lse_bound() : 0., "lse" + place);
   });
-  if (wrong) result.failure += format("; %d elements are wrong", wrong);
-  return result;
+  return elements.result();
 }
 
 // The larger one; NaN if one of them is.
@@ -306,7 +302,7 @@ struct Limits {
 
 // About 1.5 times what the recipes have on these problems, at head_dim 64 to 256.
 static Limits recipe_limits(sage::Recipe const& recipe) {
-  if (recipe.qk == sage::QkFormat::kInt4) return {.3, .8, .4};
+  if (recipe.qk == sage::QkFormat::kInt4 || recipe.qk == sage::QkFormat::kNvfp4) return {.3, .8, .4};
   switch (recipe.pv) {
     case sage::PvFormat::kInt8: return {.03, .04, .03};
     case sage::PvFormat::kFp8E4m3: return {.055, .2, .05};

@@ -3,78 +3,20 @@
 #include <cuda_fp8.h>
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
-#include <cstdarg>
 #include <cstdio>
 #include <cstring>
-#include <functional>
 
 #include "arch/convert.h"
 #include "common/numerics.h"
 #include "common/quant_format.h"
+#include "quantizer_test/reference.h"
 
 namespace quantizer_test {
 
 using namespace sage;
 
 namespace {
-
-using Rows = std::vector<std::vector<double>>;  // [row][channel, up to the padded head_dim]
-
-struct Failure {
-  std::string what;
-};
-
-[[gnu::format(printf, 1, 2)]] [[noreturn]] void fail(char const* format, ...) {
-  char text[300];
-  va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(text, sizeof text, format, arguments);
-  va_end(arguments);
-  throw Failure{text};
-}
-
-constexpr double kAmaxFloor = 1e-34;
-constexpr double kFloat = 1e-5;  // what float32 sums may be off, relative to their largest terms
-
-void expect_scale(char const* what, int64_t index, double scale, double amax, double limit, double slack) {
-  double const expected = std::fmax(amax, kAmaxFloor) / limit;
-  bool const right =
-      std::isfinite(amax) ? std::fabs(scale - expected) <= kFloat * (expected + slack / limit) : std::isnan(scale);
-  if (!right) fail("%s[%ld] is %g, expected %g", what, static_cast<long>(index), scale, expected);
-}
-
-// The rows [first, first + count) of one head, zeros where the sequence or head_dim ends.
-Rows rows_of(Problem const& x, std::function<float(int64_t, int)> const& element, int64_t first, int64_t end,
-             int count) {
-  Rows rows(count, std::vector<double>(x.kernels.head_dim));
-  for (int i = 0; i < count && first + i < end; ++i) {
-    for (int d = 0; d < x.head_dim(); ++d) rows[i][d] = element(first + i, d);
-  }
-  return rows;
-}
-
-double greatest(std::vector<double> const& row) {
-  double amax = 0.;
-  for (double y : row) amax = std::isnan(y) || std::isnan(amax) ? NAN : std::fmax(amax, std::fabs(y));
-  return amax;
-}
-
-// By the definition, and then in the order and with the signs of the quantizers: the bits of a channel's number below
-// the lowest 2 move up by one, the uppermost goes to the third place, and neighbours among them that are both set
-// change the sign.
-std::vector<double> rotated(std::vector<double> const& x) {
-  int const n = static_cast<int>(x.size());
-  std::vector<double> y(n);
-  for (int i = 0; i < n; ++i) {
-    double sum = 0.;
-    for (int j = 0; j < n; ++j) sum += (__builtin_popcount(i & j) % 2 ? -1. : 1.) * hadamard_sign(j) * x[j];
-    int const upper = i >> 2, place = i % 4 + ((upper << 1) % (n / 4) + (i >= n / 2 ? 1 : 0)) * 4;
-    y[place] = (__builtin_popcount(upper & upper >> 1) % 2 ? -1. : 1.) * sum / std::sqrt(n);
-  }
-  return y;
-}
 
 int sign_extend4(int nibble) { return (nibble & 15) - ((nibble & 8) << 1); }
 int int4_of(char const* bytes, int offset, int d) {
@@ -88,16 +30,13 @@ int image_offset(int row_bytes, int row, int byte) {
   return row * row_bytes + ((byte / 16) ^ exchanged) * 16 + byte % 16;
 }
 
-class Check {
+class Check : Reference {
  public:
   explicit Check(Problem const& x)
-      : x(x),
-        dim(x.kernels.head_dim),
+      : Reference(x),
         int4(x.c.qk == QkFormat::kInt4),
         wgmma(x.c.order == OperandOrder::kWgmma),
-        limit(int4 ? 7. : 127.),
-        q_tile_written(x.c.num_heads_q * x.p.q_tiles.per_head),
-        k_tile_written(x.c.num_heads_kv * x.p.k_tiles.per_head) {}
+        limit(int4 ? 7. : 127.) {}
 
   void run() {
     for (int b = 0; b < x.batch(); ++b) {
@@ -114,58 +53,16 @@ class Check {
     untouched("k_out", x.k_out, k_tile_written, k_tile_bytes(dim), int4 && !x.c.smooth_q ? kKTileRows * dim / 2 : 0);
     untouched("k_scale", x.k_scale, k_tile_written, kKScalesPerTile);
     untouched("v_out", x.v_out, k_tile_written, kKTileRows * dim * x.v_bytes());
-    for (size_t i = 0; i < x.fold_busy.size(); ++i) {
-      bool const in = i < Problem::kFoldSlots;
-      if (in ? x.fold_busy[i] != 0 : x.fold_busy[i] == 0) fail("fold_busy[%zu] is %#x", i, x.fold_busy[i]);
-    }
+    check_fold_slots();
   }
 
  private:
-  // Tiles that are not written, the last `tail` elements of those that are, and what is behind them.
-  template <class T>
-  void untouched(char const* what, std::vector<T> const& buffer, std::vector<bool> const& written, int per_tile,
-                 int tail = 0) {
-    for (size_t i = 0; i < buffer.size(); ++i) {
-      size_t const tile = i / per_tile;
-      if (tile < written.size() && written[tile] && i % per_tile < size_t(per_tile - tail)) continue;
-      auto const* const bytes = reinterpret_cast<char const*>(&buffer[i]);
-      bool const same = std::all_of(bytes, bytes + sizeof(T), [](char y) { return y == Problem::kUntouched; });
-      if (!same) fail("%s[%zu] was written", what, i);
-    }
-  }
-
   void expect_code(char const* what, int row, int d, double got, double value, double inverse, double slack,
                    double step = 1.) {
     double const expected = std::isfinite(inverse) ? value * inverse : 0.;
     double const allowed = (.5 + kFloat * slack * std::fabs(inverse)) * step;
     bool const right = std::isfinite(inverse) ? std::fabs(got - expected) <= allowed : got == 0.;
     if (!right) fail("%s[%d, %d] is %g, expected %g", what, row, d, got, expected);
-  }
-
-  // Means of the channels of K or V over the sequence.
-  std::vector<double> mean(std::function<float(int64_t, int)> const& element, int64_t rows) const {
-    std::vector<double> sums(dim);
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int d = 0; d < x.head_dim(); ++d) sums[d] += element(i, d);
-    }
-    for (double& sum : sums) sum = rows ? sum / static_cast<double>(rows) : 0.;
-    return sums;
-  }
-
-  std::vector<double> k_mean(int b, int h) const {
-    return mean([&](int64_t i, int d) { return x.k(b, h, i, d); }, x.c.smooth_k ? x.rows_k(b) : 0);
-  }
-
-  // Subtracts, rotates; returns the largest magnitude that float32 had to do with.
-  double transform(Rows& rows, int existing, std::vector<double>& mean) const {
-    double slack = greatest(mean);
-    for (int i = 0; i < static_cast<int>(rows.size()); ++i) {
-      slack = std::fmax(slack, greatest(rows[i]));
-      for (int d = 0; d < dim && i < existing; ++d) rows[i][d] -= mean[d];
-      if (x.c.hadamard) rows[i] = rotated(rows[i]);
-    }
-    if (x.c.hadamard) mean = rotated(mean);
-    return x.c.hadamard ? slack * std::sqrt(dim) : slack;
   }
 
   void check_q(int b, int h) {
@@ -175,13 +72,10 @@ class Check {
     for (int64_t first = 0; first < x.rows_q(b); first += kQTileRows) {
       int64_t const tile = x.q_tile(b, h, first / kQTileRows);
       q_tile_written[tile] = true;
-      Rows rows = rows_of(x, element, first, x.rows_q(b), kQTileRows);
+      Rows rows = rows_of(element, first, x.rows_q(b), kQTileRows);
       int const existing = static_cast<int>(std::min<int64_t>(kQTileRows, x.rows_q(b) - first));
       for (int i = 0; i < existing && x.p.lse_shift; ++i) check_lse(b, h, first + i, rows[i], k_mean_of);
-      std::vector<double> mean(dim);
-      for (int d = 0; d < dim && x.c.smooth_q; ++d) {
-        for (auto const& row : rows) mean[d] += row[d] / existing;
-      }
+      std::vector<double> mean = q_mean(rows, existing);
       double const slack = transform(rows, existing, mean);
       if (x.c.smooth_q) check_q_mean(tile, mean, sign, log2_scale, slack);
 
@@ -211,17 +105,6 @@ class Check {
     }
   }
 
-  void check_lse(int b, int h, int64_t row, std::vector<double> const& q, std::vector<double> const& k) {
-    double expected = 0., magnitude = 0.;
-    for (int d = 0; d < dim; ++d) {
-      expected += q[d] * k[d] * x.c.softmax_scale;
-      magnitude += std::fabs(q[d] * k[d] * x.c.softmax_scale);
-    }
-    double const got = x.lse_shift_of(b, h, row);
-    bool const right = magnitude < 1e38 ? std::fabs(got - expected) <= kFloat * magnitude : !std::isfinite(got);
-    if (!right) fail("lse_shift[%d, %d, %ld] is %g, expected %g", b, h, static_cast<long>(row), got, expected);
-  }
-
   void check_q_mean(int64_t tile, std::vector<double> const& mean, double sign, double log2_scale, double slack) {
     double const amax = greatest(mean);
     expect_scale("q_mean_scale", tile, x.q_mean_scale[tile], amax, kQMeanLimit / log2_scale, slack);
@@ -239,7 +122,7 @@ class Check {
     for (int64_t first = 0; first < x.rows_k(b); first += kKTileRows) {
       int64_t const tile = x.k_tile(b, h, first / kKTileRows);
       k_tile_written[tile] = true;
-      Rows rows = rows_of(x, element, first, x.rows_k(b), kKTileRows);
+      Rows rows = rows_of(element, first, x.rows_k(b), kKTileRows);
       std::vector<double> mean = mean_of;
       double const slack = transform(rows, static_cast<int>(std::min<int64_t>(kKTileRows, x.rows_k(b) - first)), mean);
       int const shared = x.c.granularity == QkGranularity::kThread ? 1 : kKScalesPerTile;
@@ -275,23 +158,14 @@ class Check {
     int64_t const channel = (int64_t{b} * x.c.num_heads_kv + h) * dim;
     std::vector<double> const mean_of = mean(element, x.c.smooth_v ? x.rows_k(b) : 0);
     std::vector<double> amax(dim), slack(dim);
+    if (x.scales_v()) v_amax(b, h, mean_of, amax, slack);
     for (int d = 0; d < dim && x.scales_v(); ++d) {
-      for (int64_t i = 0; i < x.rows_k(b) && d < x.head_dim(); ++i) {
-        double const y = std::fabs(element(i, d) - mean_of[d]);
-        amax[d] = std::isnan(y) || std::isnan(amax[d]) ? NAN : std::fmax(amax[d], y);
-        slack[d] = std::fmax(slack[d], std::fabs(element(i, d)));
-      }
       if (x.c.v_format == VFormat::kFloat16) {
         amax[d] = std::isfinite(amax[d]) ? std::exp2(std::floor(std::log2(std::fmax(amax[d], kAmaxFloor))) + 1) : NAN;
         amax[d] = std::fmin(amax[d], std::isnan(amax[d]) ? NAN : std::exp2(127));
       }
       double const v_max = x.c.v_format == VFormat::kFloat16 ? 1. : x.c.v_max;
       expect_scale("v_scale", channel + d, x.v_scale[channel + d], amax[d], v_max, slack[d]);
-      if (!x.c.smooth_v) continue;
-      double const got = x.v_mean[channel + d];
-      bool const right =
-          std::isfinite(amax[d]) ? std::fabs(got - mean_of[d]) <= kFloat * slack[d] : !std::isfinite(got);
-      if (!right) fail("v_mean[%ld] is %g, expected %g", static_cast<long>(channel + d), got, mean_of[d]);
     }
     for (int64_t first = 0; first < x.rows_k(b); first += kKTileRows) {
       int64_t const tile = x.k_tile(b, h, first / kKTileRows);
@@ -355,27 +229,14 @@ class Check {
                         : f(std::integral_constant<int, 256>{});
   }
 
-  Problem const& x;
-  int const dim;
   bool const int4, wgmma;
   double const limit;
-  std::vector<bool> q_tile_written, k_tile_written;
 };
 
 }  // namespace
 
-float e4m3_to_float(int code) {
-  __half_raw const half = __nv_cvt_fp8_to_halfraw(static_cast<__nv_fp8_storage_t>(code), __NV_E4M3);
-  return __half2float(__half(half));
-}
-
 std::string check(Problem const& problem) {
-  try {
-    Check(problem).run();
-  } catch (Failure const& failure) {
-    return failure.what;
-  }
-  return "";
+  return what_fails([&] { Check(problem).run(); });
 }
 
 std::string check_e4m3() {

@@ -12,6 +12,4 @@ std::string check(Problem const& problem);
 // e4m3 codes as cuda_fp8.h makes them, for all 16-bit inputs and a sample of float32.
 std::string check_e4m3();
 
-float e4m3_to_float(int code);
-
 }  // namespace quantizer_test

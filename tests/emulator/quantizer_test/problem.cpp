@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
+#include <initializer_list>
 #include <numeric>
 
+#include "common/nvfp4_format.h"
 #include "common/quant_format.h"
 
 namespace quantizer_test {
@@ -88,8 +91,11 @@ Problem::Problem(Case const& c, Kernels const& kernels)
     std::memset(buffer.data(), kUntouched, buffer.size() * sizeof buffer[0]);
     return buffer.data();
   };
-  p.q_out = allocate(q_out, tiles_q * sage::q_tile_bytes(c.qk == QkFormat::kInt8 ? 8 : 4, padded));
-  p.k_out = allocate(k_out, tiles_k * sage::k_tile_bytes(padded));
+  bool const nvfp4 = c.qk == QkFormat::kNvfp4;
+  int const k_plane = sage::nvfp4_bytes(kKTileRows, padded);
+  p.q_out = allocate(q_out, tiles_q * (nvfp4 ? sage::nvfp4_bytes(kQTileRows, padded)
+                                             : sage::q_tile_bytes(c.qk == QkFormat::kInt8 ? 8 : 4, padded)));
+  p.k_out = allocate(k_out, tiles_k * (nvfp4 ? k_plane * (c.smooth_q ? 2 : 1) : sage::k_tile_bytes(padded)));
   p.q_scale = allocate(q_scale, tiles_q * sage::kQScalesPerTile);
   p.k_scale = allocate(k_scale, tiles_k * sage::kKScalesPerTile);
   if (c.smooth_k) {
@@ -98,10 +104,14 @@ Problem::Problem(Case const& c, Kernels const& kernels)
     if (c.lse) p.lse_shift = allocate(lse_shift, c.num_heads_q * (c.packed ? p.total_q : batch * longest_q));
   }
   if (c.smooth_q) {
-    p.q_mean = allocate(q_mean, tiles_q * 2 * padded);
-    p.q_mean_scale = allocate(q_mean_scale, tiles_q);
+    p.q_mean = allocate(q_mean, tiles_q * (nvfp4 ? sage::q_mean_nvfp4_bytes(padded) : 2 * padded));
+    if (!nvfp4) p.q_mean_scale = allocate(q_mean_scale, tiles_q);
   }
-  if (v_bytes()) p.v_out = allocate(v_out, tiles_k * kKTileRows * padded * v_bytes());
+  if (c.v_format == VFormat::kNvfp4) {
+    p.v_out = allocate(v_out, tiles_k * sage::nvfp4_bytes(kKTileRows, padded));
+  } else if (v_bytes()) {
+    p.v_out = allocate(v_out, tiles_k * kKTileRows * padded * v_bytes());
+  }
   if (scales_v()) {
     p.v_amax = allocate(v_amax_, channels * c.stats_chunks);
     p.v_scale = allocate(v_scale, channels);
@@ -113,6 +123,47 @@ Problem::Problem(Case const& c, Kernels const& kernels)
   }
   p.fold_slots = kFoldSlots;
   p.fold_busy = allocate(fold_busy, kFoldSlots);
+}
+
+Case random_shape(std::string const& name, std::mt19937& random) {
+  auto const any = [&](std::initializer_list<int> values) { return *(values.begin() + random() % values.size()); };
+  Case c{.name = name};
+  c.dtype = any({0, 1}) ? DType::kBFloat16 : DType::kFloat16;
+  c.data = static_cast<Data>(any({0, 0, 0, 0, 1, 2, 3}));
+  c.head_dim = any({0, 0, 1 + static_cast<int>(random() % 256), 8 * (1 + static_cast<int>(random() % 32))});
+  c.odd = any({0, 1});
+  c.packed = any({0, 1});
+  int const batch = 1 + random() % 3;
+  auto const length = [&] { return any({0, 1, 63, 64, 65, 127, 128, 129, static_cast<int>(random() % 300)}); };
+  c.seqlens_q = std::vector<int32_t>(batch, length());
+  c.seqlens_k = std::vector<int32_t>(batch, length());
+  for (int b = 1; b < batch && c.packed; ++b) {
+    c.seqlens_q[b] = length();
+    c.seqlens_k[b] = length();
+  }
+  if (any({0, 1})) {
+    for (int32_t n : c.seqlens_k) c.seqused_k.push_back(static_cast<int>(random() % (n + 1)));
+  }
+  c.num_heads_kv = 1 + random() % 2;
+  c.num_heads_q = c.num_heads_kv * (1 + random() % 2);
+  c.stats_chunks = any({1, 2, 5, 16});
+  c.softmax_scale = any({0, 1}) ? .125f : -1.7f;
+  return c;
+}
+
+void Total::add(std::string const& name, std::string const& failure) {
+  ++cases;
+  failures += !failure.empty();
+  std::printf("%s: %s%s\n", name.c_str(), failure.empty() ? "passed" : "FAILED: ", failure.c_str());
+  std::fflush(stdout);  // the next kernel may crash
+}
+
+void Total::add(Case c, Kernels const& kernels, std::string (*check)(Problem const&)) {
+  c.head_dim = c.head_dim == 0 ? kernels.head_dim : std::min(c.head_dim, kernels.head_dim);
+  Problem problem(c, kernels);
+  std::string const error = problem.run();
+  add(c.name + ", head_dim " + std::to_string(c.head_dim) + " of " + std::to_string(kernels.head_dim),
+      error.empty() ? check(problem) : error);
 }
 
 void Problem::fill() {
@@ -138,6 +189,8 @@ void Problem::fill() {
             if (c.data == Data::kExtreme) {
               y = static_cast<float>(std::ldexp(d % 2 ? greatest : least, -(d / 2 + i) % 5)) * (i % 3 ? -1.f : 1.f);
             }
+            if (c.data == Data::kTiny) y *= c.dtype == DType::kFloat16 ? 1e-5f : 1e-30f;
+            if (c.data == Data::kHuge) y *= c.dtype == DType::kFloat16 ? 1e3f : 1e30f;
             if (c.data == Data::kOutliers && i % 37 == 5 && d % 11 == 3) y = i % 2 ? NAN : -INFINITY;
             row[d] = from_float(y, c.dtype);
           }
@@ -155,7 +208,7 @@ std::string Problem::run() {
   if (needs_stats) {
     if (sage::Status const status = kernels.kv_stats.launch(p, nullptr); !status.ok()) return status.message;
   }
-  if (sage::Status const status = kernels.quantize_qkv.launch(p, nullptr); !status.ok()) return status.message;
+  if (sage::Status const status = kernels.quantize.launch(p, nullptr); !status.ok()) return status.message;
   return "";
 }
 

@@ -21,7 +21,7 @@ using sage::VFormat;
 
 struct Kernels {
   int head_dim;  // padded
-  sage::arch::CompiledKernel<sage::QuantizeParams> kv_stats, quantize_qkv;
+  sage::arch::CompiledKernel<sage::QuantizeParams> kv_stats, quantize;
 };
 
 enum class Data {
@@ -29,6 +29,8 @@ enum class Data {
   kZeros,     // Q and K are zero; of V channel 1 is zero and channel 2 constant
   kOutliers,  // single elements of Q, K and V are NaN, others infinite
   kExtreme,   // magnitudes around the ends of the dtype's range
+  kTiny,      // like kNormal, but all of 1e-30 or, in float16, 1e-5 ...
+  kHuge,      // ... and 1e30 or 1e3
 };
 
 struct Case {
@@ -99,6 +101,16 @@ class Problem {
   std::vector<int32_t> cu_seqlens_q_, cu_seqlens_k_;
   Input q_, k_, v_;
   std::vector<float> k_sum_, seqlens_k_, v_amax_, v_sum_, v_low_;
+};
+
+// Any tensors, lengths and heads; formats are the caller's to choose. A name stands for its numbers.
+Case random_shape(std::string const& name, std::mt19937& random);
+
+struct Total {
+  int cases = 0, failures = 0;
+  void add(std::string const& name, std::string const& failure);
+  // Runs and checks a case with its head_dim, or as much of it as the kernels have.
+  void add(Case c, Kernels const& kernels, std::string (*check)(Problem const&));
 };
 
 }  // namespace quantizer_test

@@ -137,31 +137,10 @@ std::vector<Case> cases() {
   return result;
 }
 
-// Any combination; a name stands for its numbers.
 Case random_case(int seed) {
   std::mt19937 random(seed);
   auto const any = [&](std::initializer_list<int> values) { return *(values.begin() + random() % values.size()); };
-  Case c{.name = "random " + std::to_string(seed)};
-  c.dtype = any({0, 1}) ? DType::kBFloat16 : DType::kFloat16;
-  c.data = static_cast<Data>(any({0, 0, 0, 0, 1, 2, 3}));
-  c.head_dim = any({0, 0, 1 + static_cast<int>(random() % 256), 8 * (1 + static_cast<int>(random() % 32))});
-  c.odd = any({0, 1});
-  c.packed = any({0, 1});
-  int const batch = 1 + random() % 3;
-  auto const length = [&] { return any({0, 1, 63, 64, 65, 127, 128, 129, static_cast<int>(random() % 300)}); };
-  c.seqlens_q = std::vector<int32_t>(batch, length());
-  c.seqlens_k = std::vector<int32_t>(batch, length());
-  for (int b = 1; b < batch && c.packed; ++b) {
-    c.seqlens_q[b] = length();
-    c.seqlens_k[b] = length();
-  }
-  if (any({0, 1})) {
-    for (int32_t n : c.seqlens_k) c.seqused_k.push_back(static_cast<int>(random() % (n + 1)));
-  }
-  c.num_heads_kv = 1 + random() % 2;
-  c.num_heads_q = c.num_heads_kv * (1 + random() % 2);
-  c.stats_chunks = any({1, 2, 5, 16});
-  c.softmax_scale = any({0, 1}) ? .125f : -1.7f;
+  Case c = random_shape("random " + std::to_string(seed), random);
   c.qk = any({0, 1}) ? QkFormat::kInt8 : QkFormat::kInt4;
   c.granularity = static_cast<QkGranularity>(any({1, 2, 3}));
   c.smooth_k = any({0, 1, 1});
@@ -175,16 +154,6 @@ Case random_case(int seed) {
   if (c.qk == QkFormat::kInt8 && v8 && any({0, 1})) c.order = OperandOrder::kWgmma;
   return c;
 }
-
-struct Total {
-  int cases = 0, failures = 0;
-  void add(std::string const& name, std::string const& failure) {
-    ++cases;
-    failures += !failure.empty();
-    std::printf("%s: %s%s\n", name.c_str(), failure.empty() ? "passed" : "FAILED: ", failure.c_str());
-    std::fflush(stdout);  // the next kernel may crash
-  }
-};
 
 }  // namespace
 }  // namespace quantizer_test
@@ -204,13 +173,7 @@ int main(int count, char** arguments) {
   std::vector<Case> list = cases();
   for (int seed = 0; seed < (quick ? 5 : 60); ++seed) list.push_back(random_case(seed));
   for (Kernels const& kernels : all) {
-    for (Case c : list) {
-      c.head_dim = c.head_dim == 0 ? kernels.head_dim : std::min(c.head_dim, kernels.head_dim);
-      Problem problem(c, kernels);
-      std::string const error = problem.run();
-      total.add(c.name + ", head_dim " + std::to_string(c.head_dim) + " of " + std::to_string(kernels.head_dim),
-                error.empty() ? check(problem) : error);
-    }
+    for (Case const& c : list) total.add(c, kernels, check);
   }
   std::printf("quantizers: %d of %d cases failed\n", total.failures, total.cases);
   return total.failures ? 1 : 0;

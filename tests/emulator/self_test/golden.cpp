@@ -13,6 +13,7 @@
 #include <map>
 
 #include "golden/atoms.h"
+#include "golden/in_emulator.h"
 #include "self_test/check.h"
 
 namespace {
@@ -23,13 +24,6 @@ float as_float(uint32_t word) {
   float x;
   std::memcpy(&x, &word, sizeof(x));
   return x;
-}
-
-template <class Case>
-void run_in_emulator(Vector& vector) {
-  simt::launch(1, Case::kLanes, Case::kSharedBytes, [&vector](char* smem) {
-    Case::run(&vector.in[threadIdx.x * Case::kIn], &vector.out[threadIdx.x * Case::kOut], smem);
-  });
 }
 
 // Throws if the emulator's result is not close enough to the recorded one.
@@ -44,13 +38,13 @@ void replay(Vector const& recorded) {
   }
   Vector emulated = recorded;
   std::fill(emulated.out.begin(), emulated.out.end(), 0);
-  run_in_emulator<Case>(emulated);
+  golden::run_in_emulator<Case>(emulated);
   float tolerance = 0;
   if constexpr (Case::kAccuracy != golden::Accuracy::kBitwise) {
     float largest = 0;
     for (int lane = 0; lane < Case::kLanes; ++lane) {
       for (int i = 0; i < Case::kOut; ++i) {
-        largest = std::max({largest, std::abs(as_float(recorded.in[(lane + 1) * Case::kIn - 1 - i])),
+        largest = std::max({largest, std::abs(as_float(recorded.in[lane * Case::kIn + Case::kFirstC + i])),
                             std::abs(as_float(recorded.out[lane * Case::kOut + i]))});
       }
     }
@@ -93,7 +87,7 @@ struct Registry {
   void visit(char const* name) {
     replayers[name] = replay<Case>;
     emulated[name] = golden::make_vector<Case>(name, 1);
-    run_in_emulator<Case>(emulated[name]);
+    golden::run_in_emulator<Case>(emulated[name]);
     if constexpr (requires { Case::kImageRowBytes; } && Case::kAccuracy == golden::Accuracy::kBitwise) {
       check_product<Case>(emulated[name]);
     }

@@ -50,8 +50,7 @@ void note_generic_write(Thread const& writer, uint32_t offset, uint32_t bytes) {
   write_records(block, offset, bytes, record(block, writer.index, kData));
 }
 
-void note_plain_store(void const* p, size_t bytes, size_t alignment) {
-  if (t_self == nullptr || !is_shared(p)) return;  // most stores are to memory of the thread's own
+void note_shared_store(void const* p, size_t bytes, size_t alignment) {
   Cta const& cta = *t_self->cta;
   auto const offset = static_cast<size_t>(static_cast<char const*>(p) - cta.smem);
   if (offset >= cta.smem_bytes || bytes > cta.smem_bytes - offset) {
@@ -112,14 +111,21 @@ void note_async_write(char const* what, uint32_t offset, uint32_t bytes) {
 }  // namespace simt
 
 #if !SIMT_ASAN
+namespace {
+inline void note_plain_store(void const* p, size_t bytes, size_t alignment) {
+  // Most stores are to memory of the thread's own.
+  if (simt::t_self != nullptr && simt::is_shared(p)) simt::note_shared_store(p, bytes, alignment);
+}
+}  // namespace
+
 // What -fsanitize=kernel-address calls before stores, and elsewhere. They must not throw, the compiler knows them.
 extern "C" {
-void __asan_store1_noabort(void const* p) { simt::note_plain_store(p, 1, 1); }
-void __asan_store2_noabort(void const* p) { simt::note_plain_store(p, 2, 2); }
-void __asan_store4_noabort(void const* p) { simt::note_plain_store(p, 4, 4); }
-void __asan_store8_noabort(void const* p) { simt::note_plain_store(p, 8, 8); }
-void __asan_store16_noabort(void const* p) { simt::note_plain_store(p, 16, 16); }
-void __asan_storeN_noabort(void const* p, size_t bytes) { simt::note_plain_store(p, bytes, 1); }
+void __asan_store1_noabort(void const* p) { note_plain_store(p, 1, 1); }
+void __asan_store2_noabort(void const* p) { note_plain_store(p, 2, 2); }
+void __asan_store4_noabort(void const* p) { note_plain_store(p, 4, 4); }
+void __asan_store8_noabort(void const* p) { note_plain_store(p, 8, 8); }
+void __asan_store16_noabort(void const* p) { note_plain_store(p, 16, 16); }
+void __asan_storeN_noabort(void const* p, size_t bytes) { note_plain_store(p, bytes, 1); }
 void __asan_handle_no_return() {}
 void __asan_before_dynamic_init(void const*) {}
 void __asan_after_dynamic_init() {}

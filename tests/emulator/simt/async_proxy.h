@@ -17,8 +17,8 @@ namespace simt {
 
 // `writer` stores these bytes of shared memory through the generic proxy.
 void note_generic_write(Thread const& writer, uint32_t offset, uint32_t bytes);
-// Plain code is about to store to p, which need not be shared memory. An `alignment` of 1 is no demand.
-void note_plain_store(void const* p, size_t bytes, size_t alignment);
+// Plain code is about to store to p, in or near shared memory. An `alignment` of 1 is no demand.
+void note_shared_store(void const* p, size_t bytes, size_t alignment);
 // The running thread initialised the mbarrier at p: the fence that the asynchronous proxy needs here is either one.
 void note_barrier_init(void const* p);
 void fence_proxy_async();   // fence.proxy.async: of all that the running thread has stored

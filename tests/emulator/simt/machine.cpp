@@ -286,18 +286,6 @@ SIMT_NO_TSAN void check_smem(char const* what, uint32_t offset, uint32_t bytes, 
 
 // ---- One block ----------------------------------------------------------------------------------------------------
 
-namespace {
-
-// Memory of nobody below and above a block's. Also its alignment: what the widest TMA and wgmma swizzle needs.
-constexpr size_t kSharedGap = 1024;
-
-}  // namespace
-
-SIMT_NO_TSAN bool is_shared(void const* p) {
-  auto const offset = reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(t_machine->smem) + kSharedGap;
-  return offset < kMaxSharedBytes + 2 * kSharedGap;
-}
-
 char* allocate_shared() {
   size_t const bytes = kMaxSharedBytes + 2 * kSharedGap;
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -26,6 +26,8 @@ struct Cta;
 struct Warp;
 
 constexpr size_t kMaxSharedBytes = 227 * 1024;  // of a block on sm_90, the largest there is
+// Memory of nobody below and above a block's. Also its alignment: what the widest TMA and wgmma swizzle needs.
+constexpr size_t kSharedGap = 1024;
 
 // Where a thread waits: a literal, and two numbers whose meaning goes with it (see describe_wait in machine.cpp).
 struct Wait {
@@ -191,8 +193,11 @@ __attribute__((cold, format(printf, 1, 2))) void fail_at_wait(char const* format
 
 // The 32-bit shared address of p: its offset in the block's shared memory. Throws outside of it.
 uint32_t smem_offset(void const* p);
-// Whether p is in shared memory or so near to it that it was meant to be.
-bool is_shared(void const* p);
+// Whether p is in shared memory or so near to it that it was meant to be. Every store of a kernel asks.
+SIMT_NO_TSAN inline bool is_shared(void const* p) {
+  auto const offset = reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(t_machine->smem) + kSharedGap;
+  return offset < kMaxSharedBytes + 2 * kSharedGap;
+}
 inline char* smem_at(uint32_t offset) { return self().cta->smem + offset; }
 // Throws unless [offset, offset + bytes) is in shared memory and offset is a multiple of `alignment`.
 void check_smem(char const* what, uint32_t offset, uint32_t bytes, uint32_t alignment);

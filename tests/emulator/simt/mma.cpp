@@ -60,31 +60,35 @@ std::array<float, 256> make_table(Decode decode) {
 }
 
 // The values of all bytes. Of an element of fewer than 8 bits the high ones do not count.
+struct ByteTables {
+  using Table = std::array<float, 256>;
+  Table e4m3 = make_table(decode_small_float<4, 3, Specials::kNanAtTop>);
+  Table e5m2 = make_table(decode_small_float<5, 2, Specials::kIeee>);
+  Table e2m1 = make_table(decode_small_float<2, 1, Specials::kNone>);
+  Table e2m3 = make_table(decode_small_float<2, 3, Specials::kNone>);
+  Table e3m2 = make_table(decode_small_float<3, 2, Specials::kNone>);
+  Table ue4m3 = make_table([](uint32_t b) { return decode_small_float<4, 3, Specials::kNanAtTop>(b & 0x7f); });
+  Table ue8m0 = make_table(decode_ue8m0);
+  Table s8 = make_table([](uint32_t b) { return static_cast<float>(static_cast<int8_t>(b)); });
+  Table u8 = make_table([](uint32_t b) { return static_cast<float>(b); });
+  Table s4 = make_table([](uint32_t b) { return static_cast<float>(static_cast<int>((b & 15) ^ 8) - 8); });
+  Table u4 = make_table([](uint32_t b) { return static_cast<float>(b & 15); });
+};
+
 float const* byte_table(Element element) {
-  static auto const e4m3 = make_table(decode_small_float<4, 3, Specials::kNanAtTop>);
-  static auto const e5m2 = make_table(decode_small_float<5, 2, Specials::kIeee>);
-  static auto const e2m1 = make_table(decode_small_float<2, 1, Specials::kNone>);
-  static auto const e2m3 = make_table(decode_small_float<2, 3, Specials::kNone>);
-  static auto const e3m2 = make_table(decode_small_float<3, 2, Specials::kNone>);
-  static auto const ue4m3 =
-      make_table([](uint32_t b) { return decode_small_float<4, 3, Specials::kNanAtTop>(b & 0x7f); });
-  static auto const ue8m0 = make_table(decode_ue8m0);
-  static auto const s8 = make_table([](uint32_t b) { return static_cast<float>(static_cast<int8_t>(b)); });
-  static auto const u8 = make_table([](uint32_t b) { return static_cast<float>(b); });
-  static auto const s4 = make_table([](uint32_t b) { return static_cast<float>(static_cast<int>((b & 15) ^ 8) - 8); });
-  static auto const u4 = make_table([](uint32_t b) { return static_cast<float>(b & 15); });
+  static ByteTables const tables;
   switch (element) {
-    case Element::kE4M3: return e4m3.data();
-    case Element::kE5M2: return e5m2.data();
-    case Element::kE2M1: return e2m1.data();
-    case Element::kE2M3: return e2m3.data();
-    case Element::kE3M2: return e3m2.data();
-    case Element::kUE4M3: return ue4m3.data();
-    case Element::kUE8M0: return ue8m0.data();
-    case Element::kS8: return s8.data();
-    case Element::kU8: return u8.data();
-    case Element::kS4: return s4.data();
-    case Element::kU4: return u4.data();
+    case Element::kE4M3: return tables.e4m3.data();
+    case Element::kE5M2: return tables.e5m2.data();
+    case Element::kE2M1: return tables.e2m1.data();
+    case Element::kE2M3: return tables.e2m3.data();
+    case Element::kE3M2: return tables.e3m2.data();
+    case Element::kUE4M3: return tables.ue4m3.data();
+    case Element::kUE8M0: return tables.ue8m0.data();
+    case Element::kS8: return tables.s8.data();
+    case Element::kU8: return tables.u8.data();
+    case Element::kS4: return tables.s4.data();
+    case Element::kU4: return tables.u4.data();
     default: fail("no byte table for elements of %d bits", element_bits(element));
   }
 }
@@ -155,7 +159,10 @@ void decode_packed(Element element, void const* registers, int count, uint16_t c
   auto const* bytes = static_cast<uint8_t const*>(registers);
   float const* table = byte_table(element);
   if (element_bits(element) == 4) {
-    for (int v = 0; v < count; ++v) out[index[v]] = table[(bytes[v / 2] >> (v % 2 * 4)) & 15];
+    for (int v = 0; v < count; v += 2) {
+      out[index[v]] = table[bytes[v / 2] & 15];
+      out[index[v + 1]] = table[bytes[v / 2] >> 4];
+    }
   } else {
     for (int v = 0; v < count; ++v) out[index[v]] = table[bytes[v]];
   }

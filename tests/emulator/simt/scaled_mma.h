@@ -11,9 +11,10 @@ struct ScaledMma {
   WarpMma mma;
   int container_bits;  // that an element takes in a register: 4 or 8
   Element scale;
-  int vector;  // elements of a block along K
-  // [lane][k] -> where in the matrix the scale counts that the lane's register holds for element k of its row or
-  // column: k * M + m, k * N + n.
+  int vector;    // elements of a block along K
+  int thread_b;  // the lane of each quad that supplies the scales of B
+  // [lane][block] -> which scale the lane's register holds for the block of its row or column: block * M + m, block * N
+  // + n.
   std::vector<uint16_t> sfa_index, sfb_index;
 };
 
@@ -22,8 +23,12 @@ struct ScaledMmaRegisters {  // of one lane
   void const *sfa, *sfb;  // K / vector scales, the first in the low byte
 };
 
-// slots[l] is lane l's ScaledMmaRegisters. Of the four lanes of a quad the first two supply scales of A, the first
-// those of B (byte and thread selectors 0, as CUTLASS has them).
+// Such a table, from the layout [lane][k] of the scale that counts for element k: k * rows + row. Throws where the
+// scale is not that of the element's block.
+std::vector<uint16_t> scale_table(std::vector<uint16_t> const& element_table, int rows, int K, int vector);
+
+// slots[l] is lane l's ScaledMmaRegisters. Of the four lanes of a quad the first two supply scales of A (thread
+// selector 0) and one those of B; byte selectors are 0.
 void scaled_mma(ScaledMma const& mma, void** slots);
 
 }  // namespace simt
