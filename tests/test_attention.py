@@ -427,7 +427,7 @@ def test_constant_and_zero_inputs(backend: str, recipe: str, dtype: torch.dtype)
     check(backend, recipe, q * zero_rows[:65], k * zero_rows, v * zero_rows)
     out, lse = check(backend, recipe, torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v))
     assert (out == 0).all()
-    is_nvfp4 = Recipe.parse(recipe).pv == "nvfp4"  # which takes 1 for 6 * 352 / 2048, and so for V of 1
+    is_nvfp4 = Recipe.parse(recipe).pv == "nvfp4"  # which takes 1 for 6 * 88 / 512, and so for V of 1
     compare(lse, torch.full_like(lse, 200.0).log(), atol=0.031 if is_nvfp4 else 1e-4, what="log of the number of keys")
     check(backend, recipe, q, torch.full_like(k, 3.0), v)
     for constant in (1.0, -7.5):  # the largest sum of integer products: it must not wrap, and it must be exact

@@ -221,7 +221,7 @@ def test_arguments_are_those_of_the_whole_call() -> None:
         sage.attention(q, k, v, attn_mask=torch.ones(400, 50, dtype=torch.bool), recipe=policy, backend="reference")
     with pytest.raises(ValueError, match=r"seqused_k\[0\] must be within \[0, 50\].* got 51"):
         used = torch.tensor([51], dtype=torch.int32)
-        sage.attention(q, k, v, seqused_k=used, recipe=policy, backend="reference")
+        sage.attention(q, k, v, seqused_k=used, is_causal=True, recipe=policy, backend="reference")
     with pytest.raises(ValueError, match=r"seqused_k\[0\] must be within \[0, 50\].* got -1"):
         used = torch.tensor([-1], dtype=torch.int32)
         sage.attention(q, k, v, seqused_k=used, is_causal=True, recipe=policy, backend="reference")

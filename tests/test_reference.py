@@ -307,7 +307,7 @@ def test_zero_channels_rows_and_constants(recipe):
         out, lse = forward(q, keys, v, recipe, scale=0.2)
         expected = exact(q, keys, v, scale=0.2)
         assert nrmse(out, expected[0]) <= 2.5 * BOUNDS[recipe.name]
-        # NVFP4 takes 1 for 6 * 352 / 2048.
+        # NVFP4 takes 1 for 6 * 88 / 512.
         compare(lse, expected[1], atol=0.0309 if recipe.pv == "nvfp4" else 1e-4, what="lse")
 
 

@@ -29,8 +29,9 @@ CLOCKS = ("nvfp4_m16n8k64_clocks", "mxfp8_m16n8k32_clocks", "mxfp8_clocks_per_nv
 
 ASSUMED = {**dict.fromkeys(YES, 1), **dict.fromkeys(BITS_OF_SUMS, 23), **E2M1}
 """What the emulator answers."""
-NEEDED = (YES - {"nvfp4_rounds_to_nearest", "mxfp8_rounds_to_nearest"}) | E2M1.keys()
-"""What the kernels' correctness rests on. Of sums it is enough that they keep what golden vectors allow (2^-20)."""
+NEEDED = YES - {"nvfp4_rounds_to_nearest", "mxfp8_rounds_to_nearest"} | {"e2m1_wrong_codes_of_float16"}
+"""What the kernels' correctness rests on. Of sums it is enough that they keep what golden vectors allow (2^-20); of the code
+of NaN nothing depends, its block's scale is NaN."""
 ENOUGH_BITS = 20
 
 needs_nvcc = pytest.mark.skipif(gpu_check.find_nvcc() is None, reason="there is no nvcc")

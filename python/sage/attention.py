@@ -212,7 +212,8 @@ def _mixed(
     left, right = window_size
     left = min(left, shape.seqlen_k)  # more is the same, and could overflow below
     results = []
-    for begin, end, of_run in recipe.runs(shape.seqlen_q):
+    # The last run first: its keys are all there are, so that what it says of seqused_k has the caller's numbers.
+    for begin, end, of_run in reversed(tuple(recipe.runs(shape.seqlen_q))):
         behind = shape.seqlen_q - end
         to_the_right = 0 if is_causal else right
         unseen = max(0, behind - to_the_right) if to_the_right >= 0 else 0
@@ -233,6 +234,7 @@ def _mixed(
             return_lse=return_lse,
         )
         results.append(result)
+    results.reverse()
     if len(results) == 1:
         return results[0]
     if not return_lse:

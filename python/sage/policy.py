@@ -26,7 +26,7 @@ class MixedRecipe:
         fine: the other recipe, with the block_q of `base`.
         fine_layers: layers that `fine` computes.
         fine_tiles: ranges (first, end) of tiles of block_q query rows that `fine` computes in all other layers,
-            ascending and apart. A call has as many of these tiles as it has rows for.
+            ascending, no tile twice. A call has as many of these tiles as it has rows for.
     """
 
     base: Recipe = PRESETS["sage3"]
@@ -54,7 +54,7 @@ class MixedRecipe:
             if tile[0] < end_before:
                 raise ValueError(f"policy field fine_tiles must ascend and not overlap, got {tile} behind {end_before}")
             end_before = tile[1]
-        object.__setattr__(self, "fine_tiles", tiles)
+        object.__setattr__(self, "fine_tiles", _merged(tiles))
 
     def at(self, layer: int) -> Recipe | MixedRecipe:
         """What `sage.attention` takes for this layer: a recipe, or a mixture whose layers are settled."""
@@ -108,6 +108,16 @@ def _tuple(field: str, value: Iterable[Any]) -> tuple[Any, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ValueError(f"policy field {field} must be a sequence, got {value!r}")
     return tuple(value)
+
+
+def _merged(ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    """Ascending ranges, those that touch as one."""
+    merged: list[tuple[int, int]] = []
+    for first, end in ranges:
+        if merged and merged[-1][1] == first:
+            first, _ = merged.pop()
+        merged.append((first, end))
+    return tuple(merged)
 
 
 def _is_number(value: Any) -> bool:
