@@ -103,8 +103,8 @@ PIPELINE_BUGS = {
     ),
     "a tile of V copied over the ones": Bug(
         FWD,
-        "tile(i) * kTileBytes, kTileBytes,\n               shared.full.v[stage]);",
-        "tile(i) * kTileBytes, kVImageBytes,\n               shared.full.v[stage]);",
+        "tile(i) * kTileBytes, kTileBytes,\n                          shared.full.v[stage]);",
+        "tile(i) * kTileBytes, kVImageBytes,\n                          shared.full.v[stage]);",
         D64,
     ),
     "more registers than there are": Bug(
