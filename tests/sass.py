@@ -145,7 +145,9 @@ def objects(build_dir: Path) -> dict[tuple[str, str], Path]:
     """The objects of all instances, whether or not they are built, by family and name."""
     commands = build_dir / "compile_commands.json"
     outputs = [x["output"] for x in json.loads(commands.read_text())] if commands.exists() else []
-    found = (re.search(r"sage_cuda_(\w+?)_[\da_]+\.dir/instances/(\w+)\.cu\.o$", output) for output in outputs)
+    found = (
+        re.search(r"sage_cuda_(\w+?)_[\da_]+(?:_emulated)?\.dir/instances/(\w+)\.cu\.o$", output) for output in outputs
+    )
     return {(x[1], x[2]): build_dir / x.string for x in sorted(filter(None, found), key=lambda x: x.string)}
 
 
