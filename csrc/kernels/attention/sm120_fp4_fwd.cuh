@@ -243,9 +243,7 @@ struct Fp4AttnFwd {
       char const* const digits = p.q_mean + tile * q_mean_nvfp4_bytes(kHeadDim);
       if (lane >= 4 * kQMeanDigits) return;
       SAGE_UNROLL for (int i = 0; i < kQkSteps; ++i) {
-        uint2 const x = *reinterpret_cast<uint2 const*>(digits + i * 128 + lane * 8);
-        mean[i][0] = x.x;
-        mean[i][1] = x.y;
+        load_words(mean[i], digits + i * 128 + lane * 8);
         mean_scales[i] = *reinterpret_cast<uint32_t const*>(digits + kQkSteps * 128 + i * 16 + lane / 4 * 4);
       }
     }
@@ -288,14 +286,14 @@ struct Fp4AttnFwd {
     }
   };
 
-  // Neighbouring words of shared memory, in one instruction.
+  // Neighbouring words of memory, in one instruction.
   template <int kWords>
-  SAGE_DEVICE static void load_words(uint32_t (&x)[kWords], char const* smem) {
+  SAGE_DEVICE static void load_words(uint32_t (&x)[kWords], char const* memory) {
     static_assert(kWords == 1 || kWords == 2 || kWords == 4);
     struct alignas(4 * kWords) Words {
       uint32_t word[kWords];
     };
-    Words const words = *reinterpret_cast<Words const*>(smem);
+    Words const words = *reinterpret_cast<Words const*>(memory);
     SAGE_UNROLL for (int i = 0; i < kWords; ++i)
       x[i] = words.word[i];
   }
@@ -371,11 +369,7 @@ struct Fp4AttnFwd {
       char const* const values = p.q + tile * nvfp4_bytes(kQTileRows, kHeadDim);
       char const* const scales = values + nvfp4_values(kQTileRows, kHeadDim);
       SAGE_UNROLL for (int i = 0; i < kQkSteps; ++i) {
-        uint4 const x = *reinterpret_cast<uint4 const*>(values + (part + i) * 512 + lane * 16);
-        q[i][0] = x.x;
-        q[i][1] = x.y;
-        q[i][2] = x.z;
-        q[i][3] = x.w;
+        load_words(q[i], values + (part + i) * 512 + lane * 16);
         // Of row g by lane q = 0, of row g + 8 by lane q = 1.
         q_scales[i] = *reinterpret_cast<uint32_t const*>(scales + (part + i) * 64 + (lane / 4 + lane % 2 * 8) * 4);
       }

@@ -1,6 +1,4 @@
 // The quantizers of NVFP4, KvStats and QuantizeNvfp4, against plain arithmetic: every byte that is written.
-#include <cstdio>
-#include <cstring>
 #include <random>
 
 #include "quantizer_test/nvfp4_check.h"
@@ -99,20 +97,14 @@ Case random_case(int seed) {
 
 int main(int count, char** arguments) {
   using namespace quantizer_test;
-  bool const quick = count == 2 && !std::strcmp(arguments[1], "--quick");
-  if (count > 1 && !quick) {
-    std::fprintf(stderr, "usage: %s [--quick]\n", arguments[0]);
-    return 2;
-  }
-  Total total;
-  total.add("e2m1", check_e2m1());
-  Kernels const all[] = {{64, sage::kv_stats_d64, sage::quantize_nvfp4_d64},
-                         {128, sage::kv_stats_d128, sage::quantize_nvfp4_d128}};
-  std::vector<Case> list = cases();
-  for (int seed = 0; seed < (quick ? 5 : 60); ++seed) list.push_back(random_case(seed));
-  for (Kernels const& kernels : all) {
-    for (Case const& c : list) total.add(c, kernels, check_nvfp4);
-  }
-  std::printf("nvfp4_quantizers: %d of %d cases failed\n", total.failures, total.cases);
-  return total.failures ? 1 : 0;
+  return Program{.name = "nvfp4_quantizers",
+                 .kernels = {{64, sage::kv_stats_d64, sage::quantize_nvfp4_d64},
+                             {128, sage::kv_stats_d128, sage::quantize_nvfp4_d128}},
+                 .cases = cases(),
+                 .random_case = random_case,
+                 .check = check_nvfp4,
+                 .format = "e2m1",
+                 .check_format = check_e2m1,
+                 .format_is_quick = true}
+      .run(count, arguments);
 }

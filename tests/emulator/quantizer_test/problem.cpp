@@ -166,6 +166,23 @@ void Total::add(Case c, Kernels const& kernels, std::string (*check)(Problem con
       error.empty() ? check(problem) : error);
 }
 
+int Program::run(int count, char** arguments) const {
+  bool const quick = count == 2 && !std::strcmp(arguments[1], "--quick");
+  if (count > 1 && !quick) {
+    std::fprintf(stderr, "usage: %s [--quick]\n", arguments[0]);
+    return 2;
+  }
+  Total total;
+  if (!quick || format_is_quick) total.add(format, check_format());
+  std::vector<Case> all = cases;
+  for (int seed = 0; seed < (quick ? 5 : 60); ++seed) all.push_back(random_case(seed));
+  for (Kernels const& with : kernels) {
+    for (Case const& c : all) total.add(c, with, check);
+  }
+  std::printf("%s: %d of %d cases failed\n", name, total.failures, total.cases);
+  return total.failures ? 1 : 0;
+}
+
 void Problem::fill() {
   std::mt19937 generator(std::accumulate(c.name.begin(), c.name.end(), 1u,
                                          [](uint32_t x, char y) { return x * 31 + static_cast<unsigned char>(y); }));

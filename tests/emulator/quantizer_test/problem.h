@@ -113,4 +113,19 @@ struct Total {
   void add(Case c, Kernels const& kernels, std::string (*check)(Problem const&));
 };
 
+// What a program tests: on all kernels, `cases` and 60 random ones, with --quick 5.
+struct Program {
+  char const* name;
+  std::vector<Kernels> kernels;
+  std::vector<Case> cases;
+  Case (*random_case)(int seed);
+  std::string (*check)(Problem const&);
+  // Of a number format alone; not with --quick unless it is.
+  char const* format;
+  std::string (*check_format)();
+  bool format_is_quick;
+
+  int run(int count, char** arguments) const;  // the arguments and the result are those of `main`
+};
+
 }  // namespace quantizer_test

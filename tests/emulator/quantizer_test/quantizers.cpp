@@ -1,6 +1,5 @@
 // The quantizers, KvStats and QuantizeQkv, against plain arithmetic: every format, what is written and what is not.
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
 #include <random>
 
@@ -160,21 +159,15 @@ Case random_case(int seed) {
 
 int main(int count, char** arguments) {
   using namespace quantizer_test;
-  bool const quick = count == 2 && !std::strcmp(arguments[1], "--quick");
-  if (count > 1 && !quick) {
-    std::fprintf(stderr, "usage: %s [--quick]\n", arguments[0]);
-    return 2;
-  }
-  Total total;
-  if (!quick) total.add("e4m3", check_e4m3());
-  Kernels const all[] = {{64, sage::kv_stats_d64, sage::quantize_qkv_d64},
-                         {128, sage::kv_stats_d128, sage::quantize_qkv_d128},
-                         {256, sage::kv_stats_d256, sage::quantize_qkv_d256}};
-  std::vector<Case> list = cases();
-  for (int seed = 0; seed < (quick ? 5 : 60); ++seed) list.push_back(random_case(seed));
-  for (Kernels const& kernels : all) {
-    for (Case const& c : list) total.add(c, kernels, check);
-  }
-  std::printf("quantizers: %d of %d cases failed\n", total.failures, total.cases);
-  return total.failures ? 1 : 0;
+  return Program{.name = "quantizers",
+                 .kernels = {{64, sage::kv_stats_d64, sage::quantize_qkv_d64},
+                             {128, sage::kv_stats_d128, sage::quantize_qkv_d128},
+                             {256, sage::kv_stats_d256, sage::quantize_qkv_d256}},
+                 .cases = cases(),
+                 .random_case = random_case,
+                 .check = check,
+                 .format = "e4m3",
+                 .check_format = check_e4m3,
+                 .format_is_quick = false}
+      .run(count, arguments);
 }
